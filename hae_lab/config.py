@@ -1,0 +1,258 @@
+"""The HAE family as data: one frozen config, the variants as deltas of it, and presets of the body.
+
+Sources: the HAE design document, sections 1-3 (the three slots); guided-diffusion (names and meanings of the body's
+fields; Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from hae_lab import masks
+from hae_lab.errors import HAELabError, require, require_name
+
+CHOICES = {
+    "regions": ("linear", "pooled"),
+    "fusion": ("concat", "mean"),
+    "placement": ("none", "upsample", "attention", "everywhere"),
+    "activation": ("silu", "identity"),
+}
+COUNTS = ("image_size", "in_channels", "out_channels", "model_channels", "num_res_blocks", "num_heads", "mstb_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HAEConfig:
+    """Everything that defines a model; validated when made, hashable, and equal after a JSON round trip.
+
+    Raises `HAELabError` for a value that no model could have.
+    """
+
+    # the body: guided-diffusion's names and meanings
+    image_size: int  # pixels along one side
+    in_channels: int
+    out_channels: int
+    model_channels: int  # model_channels * channel_mult is the width of a level
+    num_res_blocks: int  # residual blocks of an encoder level; a decoder level has one more
+    attention_resolutions: tuple[int, ...]  # downsampling rates, not sizes
+    channel_mult: tuple[int, ...] = (1, 2, 4, 8)  # one number a level, finest first
+    num_heads: int = 1  # heads of the body's own attention blocks
+    dropout: float = 0.0
+    num_classes: int | None = None
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    conv_resample: bool = True
+    use_checkpoint: bool = False
+    activation: str = "silu"  # "identity": the residual blocks of published hae checkpoints lost theirs
+    # the hybrid block: three slots that make the variants ...
+    regions: str = "linear"  # how a p x p patch becomes one token: own Linear, or shared 1x1 conv and mean
+    mlp_ratio: float = 4  # hidden width of the token MLP / channels
+    fusion: str = "concat"  # how the two branches join
+    # ... and its other knobs
+    placement: str = "upsample"  # where hybrid blocks stand
+    cnn_branch: bool = True
+    patch_sizes: tuple[int, ...] = (1, 4, 8)  # 1: every pixel is a token; others: one token a patch
+    mstb_heads: int = 8
+    mask_rule: str = "document"
+    sparsity: float = 0.9
+    mask_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("channel_mult", "attention_resolutions", "patch_sizes"):
+            object.__setattr__(self, name, _int_tuple(name, getattr(self, name)))
+        _check_values(self)
+        _check_levels(self)
+        _check_widths(self)
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Downsampling rate of each level, finest first."""
+        return tuple(2**level for level in range(len(self.channel_mult)))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Width of each level, finest first."""
+        return tuple(mult * self.model_channels for mult in self.channel_mult)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Side of each level's feature map in pixels, finest first."""
+        return tuple(self.image_size // rate for rate in self.rates)
+
+    @property
+    def time_embed_dim(self) -> int:
+        return 4 * self.model_channels
+
+    @property
+    def hybrid_levels(self) -> tuple[int, ...]:
+        """Level of every hybrid block, in the order of the forward pass."""
+        return tuple(level for _, level in hybrid_sites(self))
+
+    def replace(self, **changes: Any) -> Self:
+        """A changed copy, validated anew. An unknown field is a `HAELabError`."""
+        for name in changes:
+            require_name("field", name, FIELDS)
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote. Raises `HAELabError` for anything else."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise HAELabError(f"not a config in JSON ({error}): {text[:60]!r}") from None
+        require(isinstance(values, dict), f"a config in JSON is an object of fields, got {text[:60]!r}")
+        for name in values:
+            require_name("field", name, FIELDS)
+        return cls(**values)
+
+
+def hybrid_sites(config: HAEConfig) -> list[tuple[str, int]]:
+    """(section, level) of every hybrid block, in the order of the forward pass.
+
+    Sections are "encoder", "middle" and "decoder". See `placement` in the design: one before each upsample, or in the
+    place of the plain attention blocks of the decoder, or of the whole net.
+    """
+    levels = range(len(config.channel_mult))
+    if config.placement == "none":
+        return []
+    if config.placement == "upsample":
+        return [("decoder", level) for level in reversed(levels) if level > 0]
+    attended = [level for level in levels if config.rates[level] in config.attention_resolutions]
+    decoder = [("decoder", level) for level in reversed(attended) for _ in range(config.num_res_blocks + 1)]
+    if config.placement == "attention":
+        return decoder
+    encoder = [("encoder", level) for level in attended for _ in range(config.num_res_blocks)]
+    return [*encoder, ("middle", levels[-1]), *decoder]
+
+
+def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
+    is_sequence = isinstance(value, list | tuple)
+    require(
+        is_sequence and all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value),
+        f"{name} is a sequence of positive whole numbers, got {value!r}",
+    )
+    return tuple(value)
+
+
+def _check_values(config: HAEConfig) -> None:
+    for name in COUNTS:
+        value = getattr(config, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        require(is_count, f"{name} is a positive whole number, got {value!r}")
+    for name, choices in CHOICES.items():
+        require_name(name, getattr(config, name), choices)
+    for field in fields(config):
+        if field.type is bool:
+            value = getattr(config, field.name)
+            require(isinstance(value, bool), f"{field.name} is True or False, got {value!r}")
+    require_name("mask rule", config.mask_rule, masks.RULES)
+    require(_is_number(config.dropout) and 0 <= config.dropout < 1, f"dropout is in [0, 1), got {config.dropout!r}")
+    require(_is_number(config.sparsity) and 0 <= config.sparsity < 1, f"sparsity is in [0, 1), got {config.sparsity!r}")
+    require(_is_number(config.mlp_ratio) and config.mlp_ratio > 0, f"mlp_ratio is above 0, got {config.mlp_ratio!r}")
+    seed = config.mask_seed
+    require(isinstance(seed, int) and seed >= 0, f"mask_seed is a whole number from 0, got {seed!r}")
+    classes = config.num_classes
+    require(
+        classes is None or (isinstance(classes, int) and classes > 0),
+        f"num_classes is None or a positive whole number, got {classes!r}",
+    )
+
+
+def _check_levels(config: HAEConfig) -> None:
+    require(len(config.channel_mult) > 0, "channel_mult is empty: it needs a number a level, for example (1, 2, 2)")
+    halvings = len(config.channel_mult) - 1
+    require(
+        config.image_size % 2**halvings == 0,
+        f"image_size {config.image_size} cannot be halved {halvings} times (channel_mult has {halvings + 1} levels): "
+        f"take a multiple of {2**halvings} or fewer levels",
+    )
+    unknown = [rate for rate in config.attention_resolutions if rate not in config.rates]
+    require(
+        not unknown,
+        f"attention_resolutions are downsampling rates, not sizes; no level runs at {unknown}: "
+        f"the rates of {len(config.rates)} levels are {config.rates}",
+    )
+    patches = config.patch_sizes
+    require(
+        patches[:1] == (1,) and len(set(patches)) == len(patches),
+        f"patch_sizes start with 1, the pixels, and name each further patch once, for example (1, 4, 8); got {patches}",
+    )
+
+
+def _check_widths(config: HAEConfig) -> None:
+    width = config.model_channels
+    require(width % 2 == 0, f"model_channels is even (half cosines, half sines of the timestep), got {width}")
+    if config.placement != "everywhere":  # then no plain attention block is left
+        attended = {len(config.rates) - 1, *(config.rates.index(rate) for rate in config.attention_resolutions)}
+        _check_heads(config, "num_heads", attended)
+    _check_heads(config, "mstb_heads", set(config.hybrid_levels))
+
+
+def _check_heads(config: HAEConfig, field: str, levels: set[int]) -> None:
+    heads = getattr(config, field)
+    bad = [config.channels[level] for level in sorted(levels) if config.channels[level] % heads]
+    require(not bad, f"{field}={heads} does not divide the widths {bad}: take a common divisor of {config.channels}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FIELDS = tuple(field.name for field in fields(HAEConfig))
+
+# Each variant is the slots that it changes, nothing else. `unet` is the control: the same body without hybrid blocks.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unet": {"placement": "none"},
+    "hae": {"regions": "linear", "mlp_ratio": 4, "fusion": "concat"},
+    "lite": {"regions": "pooled", "mlp_ratio": 4, "fusion": "mean"},
+    "v2": {"regions": "pooled", "mlp_ratio": 0.25, "fusion": "mean"},
+}
+
+_LESSON = {
+    "in_channels": 1, "out_channels": 1, "model_channels": 16, "channel_mult": (1, 2, 2), "num_res_blocks": 1,
+    "attention_resolutions": (4,), "num_heads": 4,
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # the published training scripts
+    "brats128": {
+        "image_size": 128, "in_channels": 4, "out_channels": 4, "model_channels": 128, "channel_mult": (1, 1, 2, 3, 4),
+        "num_res_blocks": 2, "attention_resolutions": (4, 8, 16), "num_heads": 4, "dropout": 0.1, "num_classes": 2,
+        "use_scale_shift_norm": True,
+    },
+    "wide128": {
+        "image_size": 128, "in_channels": 4, "out_channels": 4, "model_channels": 128, "channel_mult": (1, 2, 4, 8),
+        "num_res_blocks": 2, "attention_resolutions": (4, 8), "num_heads": 8, "dropout": 0.1,
+    },
+    "imagenet64": {
+        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 3, 4),
+        "num_res_blocks": 2, "attention_resolutions": (4, 8), "num_heads": 4, "use_scale_shift_norm": True,
+    },
+    "cifar32": {
+        "image_size": 32, "in_channels": 3, "out_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 2, 2),
+        "num_res_blocks": 2, "attention_resolutions": (2,), "num_heads": 4, "dropout": 0.1,
+        "use_scale_shift_norm": True,
+    },
+    # small enough to train on a laptop in class
+    "lesson16": {"image_size": 16, **_LESSON},
+    "lesson32": {"image_size": 32, **_LESSON},
+    # small enough for a test
+    "tiny": {
+        "image_size": 16, "in_channels": 1, "out_channels": 1, "model_channels": 16, "channel_mult": (1, 2),
+        "num_res_blocks": 1, "attention_resolutions": (2,), "num_heads": 2, "num_classes": 3,
+        "use_scale_shift_norm": True,
+    },
+}  # fmt: skip
+
+
+def config(variant: str, preset: str = "brats128", **changes: Any) -> HAEConfig:
+    """The config of a variant on a preset's body, with further fields changed.
+
+    Raises `HAELabError` for an unknown variant, preset or field (with the nearest name) and for invalid values.
+    """
+    require_name("variant", variant, VARIANTS)
+    require_name("preset", preset, PRESETS)
+    return HAEConfig(**PRESETS[preset], **VARIANTS[variant]).replace(**changes)

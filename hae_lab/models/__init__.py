@@ -1,0 +1,35 @@
+"""The models: parts (`layers`, `attention`), the hybrid block (`hybrid`), the U-Net (`unet`), and their weights."""
+
+from hae_lab.models.checkpoints import build, load_checkpoint, save_checkpoint, transfer_weights
+from hae_lab.models.hybrid import (
+    MSTB,
+    BottleneckMLP,
+    HybridBlock,
+    HybridCNNTransformerBlock,
+    HybridCNNTransformerBlockLite,
+    HybridCNNTransformerBlockV2,
+    MultiScaleSparseTransformerBlock,
+    MultiScaleSparseTransformerBlockLite,
+    MultiScaleSparseTransformerBlockV2,
+)
+from hae_lab.models.unet import HAEUNet, HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2
+
+__all__ = [
+    "MSTB",
+    "BottleneckMLP",
+    "HAEUNet",
+    "HAEUNetModel",
+    "HAEUNetModelLite",
+    "HAEUNetModelV2",
+    "HybridBlock",
+    "HybridCNNTransformerBlock",
+    "HybridCNNTransformerBlockLite",
+    "HybridCNNTransformerBlockV2",
+    "MultiScaleSparseTransformerBlock",
+    "MultiScaleSparseTransformerBlockLite",
+    "MultiScaleSparseTransformerBlockV2",
+    "build",
+    "load_checkpoint",
+    "save_checkpoint",
+    "transfer_weights",
+]
