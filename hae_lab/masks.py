@@ -17,7 +17,7 @@ PAD = -1  # fills up `extra` where queries keep unequally many columns
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Which token is which on a map: first every pixel, then one token a patch for each regional scale, in raster order.
+    """Which token is which on a map: every pixel, then one token a patch of each regional scale, in raster order.
 
     A patch size that does not divide the map is dropped, as in the published code; `dropped` names it.
     """
@@ -96,6 +96,17 @@ class SparseMask:
         padded = np.concatenate([allowed, np.zeros((len(queries), 1), bool)], axis=1)
         np.put_along_axis(padded, np.where(columns == PAD, n, columns).astype(np.intp), True, axis=1)
         return padded[:, :n]
+
+    def keys(self, query: int, group: int = 0) -> np.ndarray:
+        """The keys that one query sees, in order: (count,)."""
+        return np.flatnonzero(self.allowed(np.array([query]), group)[0])
+
+    def keys_per_query(self, group: int = 0) -> np.ndarray:
+        """How many keys each query of a head group sees, a key named twice counted once: (n,) int64."""
+        n, chunk = self.grid.n, 512
+        queries = np.arange(n)
+        chunks = [self.allowed(queries[first : first + chunk], group).sum(1) for first in range(0, n, chunk)]
+        return np.concatenate(chunks)
 
     def blocked(self) -> np.ndarray:
         """The mask as a matrix: (n, n), or (G, n, n) for several head groups; True = blocked, as in the document."""

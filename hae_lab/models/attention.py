@@ -64,3 +64,17 @@ def _allowed_matrix(mask: SparseMask, heads: int, device: torch.device) -> Tenso
     if mask.groups > 1:
         allowed = allowed.repeat_interleave(heads // mask.groups, dim=0)
     return allowed.to(device)
+
+
+def pairs_run(mask: SparseMask, heads: int, kernel: str | None = None) -> int:
+    """Query-key scores that the kernel computes for one sample, all heads together, padding included.
+
+    `kernel` None means the rule's default.
+    """
+    return heads * mask.grid.n_local * mask.grid.n
+
+
+def pairs_kept(mask: SparseMask, heads: int) -> int:
+    """Query-key pairs of the local queries that the mask keeps for one sample, all heads together."""
+    kept = sum(int(mask.keys_per_query(group)[: mask.grid.n_local].sum()) for group in range(mask.groups))
+    return heads // mask.groups * kept
