@@ -73,6 +73,9 @@ class Upsample(nn.Module):
         return self.conv(x) if self.use_conv else x
 
 
+RESAMPLERS: dict[str, type[nn.Module]] = {"up": Upsample, "down": Downsample}
+
+
 class ResBlock(TimestepBlock):
     """Two 3x3 convolutions around the timestep embedding, plus a skip: (B, C, H, W), (B, E) -> (B, C_out, H', W').
 
@@ -99,11 +102,7 @@ class ResBlock(TimestepBlock):
         last_act = nn.SiLU if use_scale_shift_norm else act
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
-        self.resample = {
-            None: nn.Identity(),
-            "up": Upsample(channels, use_conv=False),
-            "down": Downsample(channels, use_conv=False),
-        }[resample]
+        self.resample = RESAMPLERS[resample](channels, use_conv=False) if resample else None
         self.in_layers = nn.Sequential(group_norm(channels), act(), nn.Conv2d(channels, out_channels, 3, padding=1))
         emb_out_channels = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out_channels))
@@ -120,8 +119,11 @@ class ResBlock(TimestepBlock):
         return run_block(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, act, conv = self.in_layers
-        h = conv(self.resample(act(norm(x))))  # (B, C_out, H', W')
+        if self.resample is None:
+            h = self.in_layers(x)  # (B, C_out, H, W)
+        else:
+            norm, act, conv = self.in_layers
+            h, x = conv(self.resample(act(norm(x)))), self.resample(x)  # (B, C_out, H', W'), (B, C, H', W')
         emb = self.emb_layers(emb)[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
@@ -131,7 +133,7 @@ class ResBlock(TimestepBlock):
             h, rest = h + emb, self.out_layers
         for layer in rest:
             h = layer(h)
-        return self.skip_connection(self.resample(x)) + h
+        return self.skip_connection(x) + h
 
 
 class AttentionBlock(nn.Module):

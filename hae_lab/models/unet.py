@@ -14,11 +14,10 @@ from hae_lab.errors import require
 from hae_lab.models.hybrid import HybridBlock
 from hae_lab.models.layers import (
     ACTIVATIONS,
+    RESAMPLERS,
     AttentionBlock,
-    Downsample,
     ResBlock,
     TimestepBlock,
-    Upsample,
     group_norm,
     timestep_embedding,
     zero_init,
@@ -179,7 +178,7 @@ def _res_block(config: HAEConfig, channels: int, out_channels: int, resample: st
 def _resample(config: HAEConfig, channels: int, direction: str) -> nn.Module:
     if config.resblock_updown:
         return _res_block(config, channels, channels, direction)
-    return {"up": Upsample, "down": Downsample}[direction](channels, config.conv_resample)
+    return RESAMPLERS[direction](channels, config.conv_resample)
 
 
 def _attention(config: HAEConfig, channels: int, hybrid: bool) -> nn.Module:

@@ -1,0 +1,79 @@
+"""The command line: `hae-lab` or `python -m hae_lab`. It parses, calls and prints; torch is imported by the commands."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from hae_lab.config import PRESETS, VARIANTS, config
+from hae_lab.errors import HAELabError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="hae-lab", description="The HAE family of diffusion U-Nets, audited.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    reproduce = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
+    reproduce.add_argument("--only", action="append", default=[], metavar="NAME", help="this table or figure (repeatable)")
+    reproduce.add_argument("--list", action="store_true", help="print the names and stop")
+    reproduce.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)")
+    reproduce.set_defaults(run=run_reproduce)
+
+    show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
+    show.add_argument("variant", help=", ".join(VARIANTS))
+    show.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
+    show.add_argument("--depth", type=int, default=4, help="levels of the tree (default: 4)")
+    show.set_defaults(run=run_show)
+
+    bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
+    bench.add_argument("what", choices=["masks"])
+    bench.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
+    bench.set_defaults(run=run_bench)
+    return top
+
+
+def run_reproduce(options: argparse.Namespace) -> None:
+    from hae_lab import reproduce
+
+    if options.list:
+        print("\n".join(reproduce.NAMES))
+        return
+    written = reproduce.reproduce(options.out, options.only, progress=True)
+    if not options.only:
+        print("\nParameters in percent of HAE, whole model\n")
+        print(reproduce.parameter_summary())
+        print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
+    folders = sorted({str(path.parent.resolve()) for path in written})
+    print(f"{len(written)} files in {' and '.join(folders)}")
+
+
+def run_show(options: argparse.Namespace) -> None:
+    from hae_lab.profilers.tree import module_tree
+
+    print(module_tree(config(options.variant, options.preset), options.depth))
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    from hae_lab.profilers import latency
+
+    path, rows = latency.bench(options.what, options.out / "data")
+    print(rows.to_string(index=False))
+    print(f"\nrows kept in {path.resolve()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status. A `HAELabError` is one line on stderr and status 2."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except HAELabError as error:
+        print(f"hae-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

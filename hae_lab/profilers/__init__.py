@@ -1,0 +1,1 @@
+"""Profilers: models in, rows (pandas DataFrames, units in the column names) out."""

@@ -1,0 +1,242 @@
+"""The document's 100 % / ~70 % / ~40 % parameter table, audited: reproduced, compared like for like, and explained.
+
+Sources: the HAE design document, section "参数量对比分析" (the claim); the published code's own summary of its revision of
+2025-08-07 (the counts behind it, in millions; `tests/data/param_counts.json`).
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import combinations, permutations, product
+from typing import Any
+
+import pandas as pd
+import torch
+
+from hae_lab.config import VARIANTS, HAEConfig, config
+from hae_lab.models import HybridBlock
+from hae_lab.profilers.parameters import parameter_formulas, parameter_parts, parameters
+
+CLAIM_PERCENT = {"hae": 100.0, "lite": 70.0, "v2": 40.0}
+PUBLISHED_MILLIONS = {"hae": 683.8, "lite": 469.9, "v2": 275.3}
+# what the published revision really was: other places for the blocks in each variant
+PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
+    "hae": {"placement": "attention"},
+    "lite": {"placement": "everywhere"},
+    "v2": {"placement": "everywhere", "cnn_branch": False},
+}
+TABLE_PRESETS = ("brats128", "wide128", "imagenet64", "cifar32")
+SCOPES = {"whole model": "model", "decoder": "decoder", "hybrid blocks": "hybrid blocks", "MSTB": "MSTB"}
+SLOTS = ("regions", "fusion", "mlp_ratio")
+
+
+@lru_cache(maxsize=64)
+def _parts(model_config: HAEConfig) -> Mapping[str, int]:
+    """Parameters of each part, counted on the model."""
+    frame = parameter_parts(model_config)
+    return dict(zip(frame["part"], frame["params"], strict=True))
+
+
+def module_rows(preset: str = "brats128") -> pd.DataFrame:
+    """`profilers.parameters` of the four variants on one preset, below one another."""
+    frames = {variant: parameters(config(variant, preset)) for variant in VARIANTS}
+    return pd.concat(frames, names=["variant", None]).reset_index("variant").assign(preset=preset)
+
+
+def part_rows() -> pd.DataFrame:
+    """Every part of every variant on the four presets, counted and by formula, with its dead parameters."""
+    keys = list(product(TABLE_PRESETS, VARIANTS))
+    frames = [parameter_parts(config(variant, preset)) for preset, variant in keys]
+    return pd.concat(frames, keys=keys, names=["preset", "variant", None]).reset_index(["preset", "variant"])
+
+
+def published_counts() -> pd.DataFrame:
+    """The claim, the published counts, and our models that reproduce them (on `wide128`)."""
+    counts = {
+        variant: _parts(config(variant, "wide128", **changes))["model"]
+        for variant, changes in PUBLISHED_CHANGES.items()
+    }
+    return pd.DataFrame(
+        {
+            "variant": variant,
+            "claim_percent": CLAIM_PERCENT[variant],
+            "published_million_params": PUBLISHED_MILLIONS[variant],
+            "published_percent": 100 * PUBLISHED_MILLIONS[variant] / PUBLISHED_MILLIONS["hae"],
+            "our_params": params,
+            "our_percent": 100 * params / counts["hae"],
+            "our_error_percent": 100 * (params / 1e6 / PUBLISHED_MILLIONS[variant] - 1),
+            "our_changes": _describe(PUBLISHED_CHANGES[variant]),
+        }
+        for variant, params in counts.items()
+    )
+
+
+def parameter_table() -> pd.DataFrame:
+    """Like for like: the four variants on one body, for four presets and four scopes, in percent of HAE."""
+    rows = []
+    for preset, (scope, part) in product(TABLE_PRESETS, SCOPES.items()):
+        counts = {variant: _parts(config(variant, preset))[part] for variant in VARIANTS}
+        rows += [
+            {
+                "preset": preset,
+                "scope": scope,
+                "variant": variant,
+                "params": params,
+                "percent_of_hae": 100 * params / counts["hae"],
+                "claim_percent": CLAIM_PERCENT.get(variant),
+            }
+            for variant, params in counts.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def block_params(variant: str, channels: int, scope: str = "hybrid blocks") -> int:
+    """Parameters of one hybrid block, or of its MSTB, counted; its timestep embedding is 512 wide at every width."""
+    slots = VARIANTS[variant]
+    with torch.device("meta"):
+        block = HybridBlock(channels, 512, **slots)
+    return sum(p.numel() for p in (block.transformer_branch if scope == "MSTB" else block).parameters())
+
+
+def block_coefficients(widths: tuple[int, int, int] = (64, 128, 192)) -> pd.DataFrame:
+    """C² coefficient of a hybrid block and of its MSTB: second difference of counts at three equally spaced widths.
+
+    A count is a C² + b C + c with integers a, b, c (halves for V2), so the difference is exact: 2 a step².
+    """
+    step = widths[1] - widths[0]
+    rows = []
+    for scope, variant in product(("hybrid blocks", "MSTB"), CLAIM_PERCENT):
+        low, middle, high = (block_params(variant, width, scope) for width in widths)
+        row = {"scope": scope, "variant": variant}
+        row |= {f"params_at_{width}": count for width, count in zip(widths, (low, middle, high), strict=True)}
+        rows.append(row | {"c2_coefficient": (high - 2 * middle + low) / (2 * step**2)})
+    return pd.DataFrame(rows)
+
+
+def feasibility() -> pd.DataFrame:
+    """Where the line of all like-for-like families puts V2, given Lite: each preset and scope, and the claim.
+
+    With body B and S = sum of C² over the hybrid blocks: HAE = B + 112 S, Lite = B + 32 S, V2 = B + 24.5 S, hence
+    v2 = lite - slope (100 - lite) in percent of HAE with slope 7.5/80, or 7.5/79 inside the MSTB (no fusion there).
+    `off_line_points` is V2's distance from that line.
+    """
+    slopes = feasibility_slopes()
+    wide = parameter_table().pivot(index=["preset", "scope"], columns="variant", values="percent_of_hae").reset_index()
+    rows = [
+        {"preset": row["preset"], "scope": row["scope"], "lite_percent": row["lite"], "v2_percent": row["v2"]}
+        for row in wide.to_dict("records")
+    ]
+    claim = {"preset": "the claim", "scope": "whole model"}
+    rows.append(claim | {f"{variant}_percent": CLAIM_PERCENT[variant] for variant in ("lite", "v2")})
+    frame = pd.DataFrame(rows)
+    frame["slope"] = [slopes["MSTB" if scope == "MSTB" else "hybrid blocks"] for scope in frame["scope"]]
+    frame["line_v2_percent"] = frame["lite_percent"] - frame["slope"] * (100 - frame["lite_percent"])
+    frame["off_line_points"] = frame["v2_percent"] - frame["line_v2_percent"]
+    return frame
+
+
+def feasibility_slopes() -> dict[str, float]:
+    """(Lite - V2) / (HAE - Lite) in leading terms, for the hybrid block and for its MSTB, from counted coefficients."""
+    table = block_coefficients().pivot(index="scope", columns="variant", values="c2_coefficient")
+    return ((table["lite"] - table["v2"]) / (table["hae"] - table["lite"])).to_dict()
+
+
+def slot_waterfall(preset: str = "brats128") -> pd.DataFrame:
+    """From HAE to V2 one slot at a time, in every order: what each single change saves."""
+    rows = []
+    for order in permutations(SLOTS):
+        model_config, total = config("hae", preset), _parts(config("hae", preset))["model"]
+        for step, slot in enumerate(order, start=1):
+            model_config = model_config.replace(**{slot: VARIANTS["v2"][slot]})
+            params = _parts(model_config)["model"]
+            row = {"preset": preset, "order": " > ".join(order), "step": step, "slot": slot}
+            rows.append(row | {"change": f"{slot}={VARIANTS['v2'][slot]}", "params": params, "saved": total - params})
+            total = params
+    return pd.DataFrame(rows).rename(columns={"saved": "saved_params"})
+
+
+def impossibility(tolerance_points: tuple[float, ...] = (0.0, 1.0)) -> pd.DataFrame:
+    """Why no setting that the three versions share gives 100/70/40: two bounds on HAE's size that exclude each other.
+
+    In units of S, the sum of C² over the hybrid blocks, for any patch sizes, bottleneck ratio, CNN branch, placement,
+    width and depth: Lite and V2 differ by the token MLP alone, at most 8 S + 4 sum(C) <= 8.5 S (C is at least 8), and
+    the claim makes that difference 30 % of HAE, so HAE <= 8.5 S / 0.30. But each hybrid block follows a residual block
+    of its own with a 3x3 convolution C -> C (9 C²) and, in Lite, holds at least 14 C², so Lite >= 23 S, and the claim
+    makes Lite 70 % of HAE, so HAE >= 23 S / 0.70. `tolerance_points` loosens both percentages of the claim.
+    """
+    mlp_bound, lite_bound = 8 + 4 / 8, 9 + 14
+    gap, lite = CLAIM_PERCENT["lite"] - CLAIM_PERCENT["v2"], CLAIM_PERCENT["lite"]
+    frame = pd.DataFrame({"tolerance_points": tolerance_points})
+    tolerance = frame["tolerance_points"]
+    frame["hae_at_most_s"] = 100 * mlp_bound / (gap - 2 * tolerance)
+    frame["hae_at_least_s"] = 100 * lite_bound / (lite + tolerance)
+    frame["possible"] = frame["hae_at_most_s"] >= frame["hae_at_least_s"]
+    return frame
+
+
+# What it would take: changes that one version makes for itself, each named once. All are narrower, shallower or fewer.
+OWN_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "body width": {f"model_channels={width}": {"model_channels": width} for width in range(64, 128, 8)},
+    "level widths": {
+        f"channel_mult={mult}": {"channel_mult": mult}
+        for mult in [(1, 1, 2, 3, 3), (1, 1, 2, 2, 4), (1, 1, 2, 2, 3), (1, 1, 2, 2, 2), (1, 1, 1, 2, 2)]
+    },
+    "depth": {"one level less": {"channel_mult": (1, 1, 2, 3), "attention_resolutions": (4, 8)}},
+    "residual blocks": {"num_res_blocks=1": {"num_res_blocks": 1}},
+    "attention blocks": {
+        f"attention_resolutions={rates}": {"attention_resolutions": rates} for rates in [(8, 16), (16,), ()]
+    },
+    "CNN branch": {"cnn_branch=False": {"cnn_branch": False}},
+}
+
+
+def what_it_would_take(preset: str = "brats128", tolerance_points: float = 1.0, rows: int = 3) -> pd.DataFrame:
+    """The smallest sets of own changes of Lite and V2 that put the family within the tolerance of 100/70/40.
+
+    HAE stays as it is. Sets are ordered by the number of changes, then by the largest distance from the claim. The
+    search counts by closed formula; the sets that it returns are counted on the models.
+    """
+    hae = parameter_formulas(config("hae", preset))["model"]
+    found = []
+    for lite, v2 in product(
+        *(_within(variant, preset, hae, tolerance_points, max_changes=2) for variant in ("lite", "v2"))
+    ):
+        found.append((lite["changes"] + v2["changes"], max(lite["distance"], v2["distance"]), lite, v2))
+    found.sort(key=lambda item: item[:2])
+    return pd.DataFrame(_family_row(preset, lite, v2) for _, _, lite, v2 in found[:rows])
+
+
+def _within(
+    variant: str, preset: str, hae_params: int, tolerance_points: float, max_changes: int
+) -> Iterator[dict[str, Any]]:
+    """The sets of own changes of one variant whose count is within the tolerance of the claim."""
+    for names in _change_sets(max_changes):
+        changes = {name: value for kind, label in names for name, value in OWN_CHANGES[kind][label].items()}
+        params = parameter_formulas(config(variant, preset, **changes))["model"]
+        distance = abs(100 * params / hae_params - CLAIM_PERCENT[variant])
+        if distance <= tolerance_points:
+            label = ", ".join(label for _, label in names) or "none"
+            yield {"label": label, "fields": changes, "changes": len(names), "distance": distance}
+
+
+def _change_sets(max_changes: int) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Up to `max_changes` own changes of different kinds that go together."""
+    clashes = {frozenset({"level widths", "depth"}), frozenset({"depth", "attention blocks"})}
+    for count in range(max_changes + 1):
+        for kinds in combinations(OWN_CHANGES, count):
+            if frozenset(kinds) not in clashes:
+                yield from product(*([(kind, label) for label in OWN_CHANGES[kind]] for kind in kinds))
+
+
+def _family_row(preset: str, lite: dict[str, Any], v2: dict[str, Any]) -> dict[str, Any]:
+    hae_params = _parts(config("hae", preset))["model"]
+    row = {"preset": preset, "changes": lite["changes"] + v2["changes"], "hae_params": hae_params}
+    for variant, change in (("lite", lite), ("v2", v2)):
+        params = _parts(config(variant, preset, **change["fields"]))["model"]
+        row[f"{variant}_changes"] = change["label"]
+        row[f"{variant}_params"] = params
+        row[f"{variant}_percent"] = 100 * params / hae_params
+    return row
+
+
+def _describe(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changes.items())

@@ -1,0 +1,29 @@
+"""The module tree of a model with shapes and parameter counts, by torchinfo on the meta device."""
+
+import torch
+import torchinfo
+
+from hae_lab.config import HAEConfig
+from hae_lab.models import build
+
+
+def module_tree(config: HAEConfig, depth: int = 4) -> str:
+    """The tree as text, down to `depth` levels, for one image.
+
+    Multiply-adds are left out: torchinfo misses attention and counts a Linear once, whatever the number of tokens.
+    """
+    with torch.device("meta"):
+        model = build(config).eval()
+        image = torch.empty(1, config.in_channels, config.image_size, config.image_size)
+        inputs = [image, torch.empty(1)] + ([] if config.num_classes is None else [torch.empty(1, dtype=torch.int64)])
+    statistics = torchinfo.summary(
+        model,
+        input_data=inputs,
+        depth=depth,
+        device="meta",
+        verbose=0,
+        col_names=("input_size", "output_size", "num_params"),
+        row_settings=("var_names",),
+    )
+    lines = str(statistics).split("\n")
+    return "\n".join(line for line in lines if "mult-adds" not in line)

@@ -1,0 +1,119 @@
+"""The registry of tables and figures, and the one writer of data/ and figures/.
+
+A table is a function without arguments that returns rows; a figure is a function of `plots` and the tables it draws.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from hae_lab import plots
+from hae_lab.errors import HAELabError, require_name
+from hae_lab.files import atomic_path
+from hae_lab.profilers import parameter_table
+
+TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "parameters": parameter_table.module_rows,
+    "parameter_parts": parameter_table.part_rows,
+    "parameter_table": parameter_table.parameter_table,
+    "published_counts": parameter_table.published_counts,
+    "block_coefficients": parameter_table.block_coefficients,
+    "feasibility": parameter_table.feasibility,
+    "slot_waterfall": parameter_table.slot_waterfall,
+    "impossibility": parameter_table.impossibility,
+    "what_it_would_take": parameter_table.what_it_would_take,
+}
+
+
+@dataclass(frozen=True)
+class FigureSource:
+    """What draws a figure, and the tables that go into it."""
+
+    draw: Callable[..., plots.Chart]
+    tables: tuple[str, ...]
+
+
+FIGURES: dict[str, FigureSource] = {
+    "parameter_table": FigureSource(plots.parameter_table, ("parameter_table",)),
+    "published_counts": FigureSource(plots.published_counts, ("published_counts",)),
+    "where_parameters_sit": FigureSource(plots.where_parameters_sit, ("parameter_parts",)),
+    "feasibility": FigureSource(plots.feasibility, ("feasibility",)),
+    "slot_waterfall": FigureSource(plots.slot_waterfall, ("slot_waterfall",)),
+    "what_it_would_take": FigureSource(plots.what_it_would_take, ("what_it_would_take",)),
+}
+NAMES = tuple(dict.fromkeys([*TABLES, *FIGURES]))
+
+
+def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = False) -> list[Path]:
+    """Make the tables and figures anew under `out`/data and `out`/figures; return the paths written.
+
+    `only` names tables or figures; none means all. Two runs write the same bytes on one computer.
+    Raises `HAELabError` for an unknown name, before anything is written.
+    """
+    chosen = list(only) or list(NAMES)
+    for name in chosen:
+        require_name("table or figure", name, NAMES)
+    tables = [name for name in TABLES if name in chosen]
+    figures = [name for name in FIGURES if name in chosen]
+    rows: dict[str, pd.DataFrame] = {}
+    written = []
+    bar = tqdm([*tables, *figures], disable=not progress, unit="file")
+    for position, name in enumerate(bar):
+        bar.set_description(name)
+        if position < len(tables):
+            written.append(write_table(_rows(name, rows), Path(out) / "data" / f"{name}.csv"))
+        else:
+            source = FIGURES[name]
+            figure = source.draw(*(_rows(table, rows) for table in source.tables))
+            written.append(write_figure(figure, Path(out) / "figures" / f"{name}.png"))
+    return written
+
+
+def write_table(rows: pd.DataFrame, path: Path) -> Path:
+    """Write rows as CSV; fractions with six significant digits, so that every computer writes the same."""
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    return path
+
+
+def write_figure(figure: plots.Chart, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(figure.png())
+    return path
+
+
+def _rows(name: str, made: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    if name not in made:
+        made[name] = TABLES[name]()
+    return made[name]
+
+
+def parameter_summary() -> str:
+    """The parameter table as text: the claim, the published counts, and like for like on each preset."""
+    published = parameter_table.published_counts().set_index("variant")
+    like = parameter_table.parameter_table().query("scope == 'whole model'")
+    table = like.pivot(index="variant", columns="preset", values="percent_of_hae")[list(parameter_table.TABLE_PRESETS)]
+    table.insert(0, "claim", published["claim_percent"])
+    table.insert(1, "published", published["published_percent"])
+    table.insert(2, "rebuilt", published["our_percent"])
+    return table.loc[list(plots.VARIANT_NAMES)].to_string(float_format="%.1f %%", na_rep="-")
+
+
+def verdict() -> str:
+    """What the parameter table proves, in three sentences with computed numbers."""
+    published = parameter_table.published_counts()
+    points = parameter_table.feasibility().set_index("preset")
+    claim = points.loc["the claim"]
+    take = parameter_table.what_it_would_take()
+    if parameter_table.impossibility()["possible"].any():
+        raise HAELabError("the bounds of `impossibility` no longer exclude the claim: the verdict must be rewritten")
+    return (
+        f"The published counts are real ({', '.join(f'{count:,}' for count in published['our_params'])}), but they "
+        f"compare three different models: {'; '.join(published['our_changes'])}. "
+        f"Like for like, Lite at {claim['lite_percent']:.0f} % forces V2 to {claim['line_v2_percent']:.1f} %, not "
+        f"{claim['v2_percent']:.0f} %, at any width, depth or scope. Reaching 100/70/40 takes at least "
+        f"{take['changes'].min()} changes outside the slots."
+    )
