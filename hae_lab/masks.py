@@ -179,18 +179,17 @@ def distinct_columns(rows: int, n: int, count: int, generator: np.random.Generat
     Draws with replacement, then redraws each repeated column until none repeats. The result does not depend on which
     columns are favoured, so every subset is equally likely.
     """
-    offset = n * np.arange(rows, dtype=np.int64)[:, None]
-    keys = np.sort(offset + generator.integers(n, size=(rows, count)), axis=1).ravel()
-    repeated = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-    taken = np.delete(keys, repeated)
-    homes = keys[repeated] // n
-    while len(homes):
-        drawn = homes * n + generator.integers(n, size=len(homes))
-        place = np.searchsorted(taken, drawn)
-        free = taken[np.minimum(place, len(taken) - 1)] != drawn
-        # of two equal draws in one round the first wins
-        free &= np.isin(np.arange(len(drawn)), np.unique(drawn, return_index=True)[1])
-        order = np.argsort(drawn[free])
-        taken = np.insert(taken, place[free][order], drawn[free][order])
-        homes = homes[~free]
-    return (taken.reshape(rows, count) - offset).astype(np.int32)
+    columns = np.sort(generator.integers(n, size=(rows, count), dtype=np.int32), axis=1)
+    keys = (n * np.arange(rows)[:, None] + columns).ravel()  # ascending, one number a (row, column)
+    places = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    redrawn = np.empty(0, np.int64)
+    while len(places):
+        drawn = places // count * n + generator.integers(n, size=len(places))
+        first = np.zeros(len(drawn), bool)
+        first[np.unique(drawn, return_index=True)[1]] = True
+        nearest = keys[np.minimum(np.searchsorted(keys, drawn), len(keys) - 1)]
+        fresh = first & (nearest != drawn) & ~np.isin(drawn, redrawn)
+        columns.flat[places[fresh]] = drawn[fresh] % n
+        redrawn = np.concatenate([redrawn, drawn[fresh]])
+        places = places[~fresh]
+    return columns
