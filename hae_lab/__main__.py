@@ -1,4 +1,4 @@
-"""The command line: `hae-lab` or `python -m hae_lab`. It parses, calls and prints; torch is imported by the commands."""
+"""The command line, `hae-lab` or `python -m hae_lab`: it parses, calls and prints. Commands import torch, not this."""
 
 import argparse
 import sys
@@ -15,9 +15,13 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
-    reproduce.add_argument("--only", action="append", default=[], metavar="NAME", help="this table or figure (repeatable)")
+    reproduce.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="this table or figure (repeatable)"
+    )
     reproduce.add_argument("--list", action="store_true", help="print the names and stop")
-    reproduce.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)")
+    reproduce.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)"
+    )
     reproduce.set_defaults(run=run_reproduce)
 
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")

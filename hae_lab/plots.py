@@ -96,13 +96,17 @@ def parameter_table(rows: pd.DataFrame) -> Chart:
 @chart
 def published_counts(rows: pd.DataFrame) -> Chart:
     """The published counts beside our models that reproduce them. Rows: `parameter_table.published_counts`."""
-    figure = new_chart("The published 100 / 69 / 40 % compares three different models: the blocks stand elsewhere in each")
+    figure = new_chart(
+        "The published 100 / 69 / 40 % compares three different models: the blocks stand elsewhere in each"
+    )
     ax = figure.subplots()
     place = np.arange(len(rows))
     colours = [VARIANT_COLOURS[variant] for variant in rows["variant"]]
     ax.bar(place - 0.2, rows["published_million_params"], 0.38, color=colours, alpha=0.45, label="published")
     bars = ax.bar(place + 0.2, rows["our_params"] / 1e6, 0.38, color=colours, label="our model")
-    labels = [f"{params:,}\n{percent:.1f} %" for params, percent in zip(rows["our_params"], rows["our_percent"], strict=True)]
+    labels = [
+        f"{params:,}\n{percent:.1f} %" for params, percent in zip(rows["our_params"], rows["our_percent"], strict=True)
+    ]
     ax.bar_label(bars, labels, fontsize=11, padding=2)
     names = [
         f"{VARIANT_NAMES[variant]}\n" + changes.replace(", ", "\n")
@@ -129,30 +133,52 @@ def feasibility(rows: pd.DataFrame) -> Chart:
     )
     ax = figure.subplots()
     lite = np.array([0, 100])
-    ax.plot(lite, lite - claim["slope"] * (100 - lite), color="black", zorder=1, label="V2 = Lite − 7.5/80 (100 − Lite); MSTB: 7.5/79")
+    ax.plot(
+        lite,
+        lite - claim["slope"] * (100 - lite),
+        color="black",
+        zorder=1,
+        label="V2 = Lite − 7.5/80 (100 − Lite); MSTB: 7.5/79",
+    )
     markers = dict(zip(families["scope"].unique(), "^sDo", strict=True))
     for (scope, preset), group in families.groupby(["scope", "preset"], sort=False):
         colour = _PALETTE[list(families["preset"].unique()).index(preset)]
         ax.scatter(group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color=colour, alpha=0.8)
     for scope, marker in markers.items():
         ax.scatter([], [], marker=marker, s=80, color="grey", label=f"{scope}, {families['preset'].nunique()} presets")
-    ax.scatter(claim["lite_percent"], claim["v2_percent"], marker="*", s=400, color=CLAIM_COLOUR, zorder=3, label="the claim: 70 / 40")
-    ax.plot([claim["lite_percent"]] * 2, [claim["v2_percent"], claim["line_v2_percent"]], ":", color=CLAIM_COLOUR, linewidth=2)
+    ax.scatter(
+        claim["lite_percent"],
+        claim["v2_percent"],
+        marker="*",
+        s=400,
+        color=CLAIM_COLOUR,
+        zorder=3,
+        label="the claim: 70 / 40",
+    )
+    ax.plot(
+        [claim["lite_percent"]] * 2,
+        [claim["v2_percent"], claim["line_v2_percent"]],
+        ":",
+        color=CLAIM_COLOUR,
+        linewidth=2,
+    )
     note = f"at Lite {claim['lite_percent']:.0f} %\nV2 must be {claim['line_v2_percent']:.1f} %"
     ax.annotate(note, (claim["lite_percent"], claim["line_v2_percent"]), (72, 48))
-    ax.set(xlabel="HAE Lite, parameters in % of HAE", ylabel="HAE V2, parameters in % of HAE", xlim=(0, 100), ylim=(0, 100))
+    ax.set(
+        xlabel="HAE Lite, parameters in % of HAE", ylabel="HAE V2, parameters in % of HAE", xlim=(0, 100), ylim=(0, 100)
+    )
     ax.legend(loc="upper left", frameon=True)
     return figure
 
 
 @chart
 def slot_waterfall(rows: pd.DataFrame, orders: tuple[str, str] | None = None) -> Chart:
-    """What each single slot change saves on the way HAE -> V2, in two orders. Rows: `parameter_table.slot_waterfall`."""
+    """What each slot change saves on the way HAE -> V2, in two orders. Rows: `parameter_table.slot_waterfall`."""
     orders = orders or (rows["order"].iloc[0], rows["order"].iloc[-1])
     last = rows[rows["order"] == orders[0]].set_index("slot")["saved_params"]
     share = 100 * last["regions"] / last.sum()
     figure = new_chart(
-        f"The shared projection alone saves {share:.0f} % of what HAE → V2 saves; the order of the changes does not matter"
+        f"The shared projection alone makes {share:.0f} % of the saving from HAE to V2; the order does not matter"
     )
     top = (rows["params"] + rows["saved_params"]).max()
     for ax, order in zip(figure.subplots(1, 2, sharey=True), orders, strict=True):
@@ -171,7 +197,9 @@ def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
         ax.bar(index, saved / 1e6, bottom=left / 1e6, color=CLAIM_COLOUR)
         ax.text(index, (left + saved) / 1e6 + 2, f"−{saved / 1e6:.1f}", ha="center")
     for index in (0, len(steps) + 1):
-        ax.text(index, totals[min(index, len(steps))] / 1e6 + 2, f"{totals[min(index, len(steps))] / 1e6:.1f}", ha="center")
+        ax.text(
+            index, totals[min(index, len(steps))] / 1e6 + 2, f"{totals[min(index, len(steps))] / 1e6:.1f}", ha="center"
+        )
     changes = [change.replace("=", "=\n") for change in steps["change"]]
     ax.set_xticks(range(len(steps) + 2), ["HAE", *changes, "V2"], fontsize=10, rotation=40, ha="right")
     ax.grid(axis="x", visible=False)
@@ -184,7 +212,9 @@ def where_parameters_sit(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
     table = rows.pivot(index="part", columns="variant", values="params")
     heights = _disjoint_parts(table)
     projections = 100 * table.loc["projections", "hae"] / table.loc["model", "hae"]
-    figure = new_chart(f"HAE's patch projections hold {projections:.0f} % of its parameters; Lite and V2 drop almost all of them")
+    figure = new_chart(
+        f"HAE's patch projections hold {projections:.0f} % of its parameters; Lite and V2 drop almost all of them"
+    )
     ax = figure.subplots()
     variants = list(VARIANT_NAMES)
     bottom = np.zeros(len(variants))
@@ -197,7 +227,9 @@ def where_parameters_sit(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
     ax.set(ylabel=f"parameters, million ({preset})", ylim=(0, 1.1 * bottom.max()))
     ax.grid(axis="x", visible=False)
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, title="body: grey\nhybrid: coloured")
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside right center", frameon=False, title="body: grey\nhybrid: coloured"
+    )
     return figure
 
 
@@ -214,13 +246,21 @@ def _disjoint_parts(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 @chart
 def what_it_would_take(rows: pd.DataFrame) -> Chart:
-    """The families that reach 100/70/40, each with the changes of its own. Rows: `parameter_table.what_it_would_take`."""
+    """The families that reach 100/70/40, with their own changes. Rows: `parameter_table.what_it_would_take`."""
     fewest = rows["changes"].min()
-    figure = new_chart(f"100 / 70 / 40 needs at least {fewest} changes that Lite and V2 make for themselves, outside the slots")
+    figure = new_chart(
+        f"100 / 70 / 40 needs at least {fewest} changes that Lite and V2 make for themselves, outside the slots"
+    )
     ax = figure.subplots()
     place = np.arange(len(rows))
     for offset, variant in ((-0.2, "lite"), (0.2, "v2")):
-        bars = ax.barh(place + offset, rows[f"{variant}_percent"], 0.38, color=VARIANT_COLOURS[variant], label=VARIANT_NAMES[variant])
+        bars = ax.barh(
+            place + offset,
+            rows[f"{variant}_percent"],
+            0.38,
+            color=VARIANT_COLOURS[variant],
+            label=VARIANT_NAMES[variant],
+        )
         labels = [
             f" {percent:.1f} %: {changes}"
             for percent, changes in zip(rows[f"{variant}_percent"], rows[f"{variant}_changes"], strict=True)

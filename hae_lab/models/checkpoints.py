@@ -69,7 +69,7 @@ def load_checkpoint(
 
 
 def transfer_weights(source: nn.Module, target: nn.Module) -> list[str]:
-    """Copy every tensor that both models hold under one name and shape; return the target's names that stay as they are.
+    """Copy every tensor that both models hold under one name and shape; return the target's names left as they are.
 
     The document's advice to start with V2 and move up later: the body and the CNN branches carry over.
     """

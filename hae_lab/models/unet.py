@@ -135,8 +135,8 @@ class HAEUNet(nn.Module):
         shape = (config.in_channels, config.image_size, config.image_size)
         require(
             x.dim() == 4 and tuple(x.shape[1:]) == shape,
-            f"x has shape {tuple(x.shape)}: this model takes (batch, {', '.join(map(str, shape))}); for another size or "
-            "number of channels build a model with other image_size or in_channels",
+            f"x has shape {tuple(x.shape)}: this model takes (batch, {', '.join(map(str, shape))}); for another size "
+            "or number of channels build a model with other image_size or in_channels",
         )
         require(x.is_floating_point(), f"x is {x.dtype}: it must be floating point, usually scaled to [-1, 1]")
         batch = len(x)

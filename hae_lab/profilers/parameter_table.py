@@ -1,7 +1,7 @@
 """The document's 100 % / ~70 % / ~40 % parameter table, audited: reproduced, compared like for like, and explained.
 
-Sources: the HAE design document, section "参数量对比分析" (the claim); the published code's own summary of its revision of
-2025-08-07 (the counts behind it, in millions; `tests/data/param_counts.json`).
+Sources: the HAE design document, section "参数量对比分析" (the claim); the published code's own summary of its
+revision of 2025-08-07 (the counts behind it, in millions; `tests/data/param_counts.json`).
 """
 
 from collections.abc import Iterator, Mapping

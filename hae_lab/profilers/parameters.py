@@ -36,8 +36,8 @@ def parameters(config_or_module: HAEConfig | nn.Module) -> pd.DataFrame:
     """A row for each module that owns parameters; the column `params` sums to the model's total.
 
     Columns: path, module (class), section (embedding, encoder, middle, decoder, out), block (hybrid block, residual
-    block, ...), part (inside a hybrid block: timestep, CNN branch, norms, projections, attention, MLP, fusion; else the
-    block), params, share_percent, dead (why no gradient can reach it, else empty). A config is built on the meta device.
+    block, ...), part (inside a hybrid block: timestep, CNN branch, norms, projections, attention, MLP, fusion; else
+    the block), params, share_percent, dead (why no gradient can reach it, else empty). A config is built on meta.
     """
     model = config_or_module
     if isinstance(model, HAEConfig):
