@@ -5,7 +5,7 @@ n x n array. Source of the `document` rule: the HAE design document, section "чи
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from hae_lab.errors import require, require_name
 
 PAD = -1  # fills up `extra` where queries keep unequally many columns
+SHARE = 64  # queries that share their random columns in `document_shared`
+CHUNK = 1024  # queries that are counted at once
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class TokenGrid:
             start = stop
         raise KeyError(patch_size)
 
+    @property
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel row and column at the centre of each token's patch: (n,) and (n,)."""
+        rows, columns = [], []
+        for p in (1, *self.scales):
+            row, column = np.divmod(np.arange(self.n_local // p**2, dtype=np.int32), self.width // p)
+            rows.append(row * p + p // 2)
+            columns.append(column * p + p // 2)
+        return np.concatenate(rows), np.concatenate(columns)
+
     def parent(self, patch_size: int) -> np.ndarray:
         """Token of the patch that each pixel lies in: (n_local,)."""
         row, column = np.divmod(np.arange(self.n_local), self.width)
@@ -85,28 +97,74 @@ class SparseMask:
     def is_dense(self) -> bool:
         return bool((self.start == 0).all() and (self.stop == self.grid.n).all())
 
-    def allowed(self, queries: np.ndarray, group: int = 0) -> np.ndarray:
-        """(len(queries), n) bool, True = the query sees the key."""
+    @cached_property
+    def intervals(self) -> tuple[tuple[int, int], ...] | None:
+        """One interval a head group if all its pixels see exactly that, else None."""
+        start, stop = self.start[:, : self.grid.n_local], self.stop[:, : self.grid.n_local]
+        alike = (start == start[:, :1]).all() and (stop == stop[:, :1]).all()
+        if not alike or self.extra.shape[2] or self.always[0] < self.always[1]:
+            return None
+        return tuple(zip(start[:, 0].tolist(), stop[:, 0].tolist(), strict=True))
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """First key that a pixel sees and one past the last: only these tokens need keys and values."""
+        pixels = np.arange(self.grid.n_local)
+        seen = np.any([self.seen(pixels, group) for group in range(self.groups)], axis=0)
+        return int(seen.argmax()), self.grid.n - int(seen[::-1].argmax())
+
+    def columns(self, queries: np.ndarray, group: int = 0) -> np.ndarray:
+        """The extra columns of each query, PAD where there is none: (len(queries), r)."""
+        return self.extra[min(group, len(self.extra) - 1), queries // self.share]
+
+    def allowed(self, queries: np.ndarray, group: int = 0, keys: np.ndarray | None = None) -> np.ndarray:
+        """(len(queries), len(keys)) bool, True = the query sees the key; all n keys unless some are named."""
         n = self.grid.n
-        keys = np.arange(n, dtype=np.int32)
-        allowed = (keys >= self.start[group, queries, None]) & (keys < self.stop[group, queries, None])
-        allowed[:, self.always[0] : self.always[1]] = True
-        columns = self.extra[min(group, len(self.extra) - 1), queries // self.share]
-        # one spare column takes the padding
-        padded = np.concatenate([allowed, np.zeros((len(queries), 1), bool)], axis=1)
-        np.put_along_axis(padded, np.where(columns == PAD, n, columns).astype(np.intp), True, axis=1)
-        return padded[:, :n]
+        keys = np.arange(n, dtype=np.int32) if keys is None else keys
+        # one spare column takes PAD, which is -1 and so reads the last slot, and the keys that were not named
+        slot = np.full(n + 1, len(keys))
+        slot[keys] = np.arange(len(keys))
+        allowed = np.zeros((len(queries), len(keys) + 1), bool)
+        allowed[:, :-1] = (keys >= self.start[group, queries, None]) & (keys < self.stop[group, queries, None])
+        allowed[:, :-1] |= (keys >= self.always[0]) & (keys < self.always[1])
+        np.put_along_axis(allowed, slot[self.columns(queries, group)], True, axis=1)
+        return allowed[:, :-1]
+
+    def seen(self, queries: np.ndarray, group: int = 0) -> np.ndarray:
+        """The keys that at least one of the queries sees: (n,) bool."""
+        n = self.grid.n
+        start, stop = self.start[group, queries], self.stop[group, queries]
+        opened = np.bincount(start, minlength=n + 1) - np.bincount(np.maximum(start, stop), minlength=n + 1)
+        seen = np.append(opened.cumsum()[:n] > 0, False)  # PAD falls on the last place
+        seen[self.always[0] : self.always[1]] = True
+        # queries that share their columns read them once
+        seen[self.columns(np.unique(queries // self.share) * self.share, group)] = True
+        return seen[:n]
 
     def keys(self, query: int, group: int = 0) -> np.ndarray:
         """The keys that one query sees, in order: (count,)."""
-        return np.flatnonzero(self.allowed(np.array([query]), group)[0])
+        return np.flatnonzero(self.seen(np.array([query]), group))
 
     def keys_per_query(self, group: int = 0) -> np.ndarray:
         """How many keys each query of a head group sees, a key named twice counted once: (n,) int64."""
-        n, chunk = self.grid.n, 512
-        queries = np.arange(n)
-        chunks = [self.allowed(queries[first : first + chunk], group).sum(1) for first in range(0, n, chunk)]
-        return np.concatenate(chunks)
+        chunks = np.split(np.arange(self.grid.n), range(CHUNK, self.grid.n, CHUNK))
+        return np.concatenate([self._count(queries, group) for queries in chunks])
+
+    def _count(self, queries: np.ndarray, group: int) -> np.ndarray:
+        start, stop = self.start[group, queries, None], self.stop[group, queries, None]  # (q, 1)
+        first, last = self.always
+        overlap = np.minimum(stop, last) - np.maximum(start, first)
+        interval = np.maximum(stop - start, 0) + (last - first) - np.maximum(overlap, 0)
+        columns = np.sort(self.columns(queries, group), axis=1)  # (q, r)
+        new = (columns != PAD) & ((columns < start) | (columns >= stop)) & ((columns < first) | (columns >= last))
+        new[:, 1:] &= columns[:, 1:] != columns[:, :-1]
+        return interval[:, 0] + new.sum(axis=1)
+
+    def density(self, queries: str = "local") -> float:
+        """Share of the keys that a query sees, averaged over the "local" queries or over "all", and the head groups."""
+        require_name("set of queries", queries, ("local", "all"))
+        rows = self.grid.n if queries == "all" else self.grid.n_local
+        return float(np.mean([self.keys_per_query(group)[:rows].mean() for group in range(self.groups)]) / self.grid.n)
 
     def blocked(self) -> np.ndarray:
         """The mask as a matrix: (n, n), or (G, n, n) for several head groups; True = blocked, as in the document."""
@@ -142,14 +200,60 @@ def document(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     return SparseMask(grid, start, stop, extra[None])
 
 
+def document_shared(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
+    """The document's law for each query, its random columns shared by 64 consecutive queries: `document` made fast."""
+    n = grid.n
+    start, stop, random_columns = _band(n, sparsity)
+    extra = distinct_columns(-(-n // SHARE), n, random_columns, np.random.default_rng(seed))
+    return SparseMask(grid, start, stop, extra[None], share=SHARE, kernel="blocks")
+
+
+def always_regional(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
+    """`document`, and every regional token always visible: its repair."""
+    return replace(document(grid, sparsity, seed), always=(grid.n_local, grid.n))
+
+
+def spatial_reduction(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
+    """One head group a regional scale, which sees all tokens of that scale and no others; without a scale, `dense`.
+
+    Sparsity and seed have no say. Source: Lu et al. 2024, IEEE Transactions on Image Processing, where half of the
+    heads see the 4 x 4 tokens and half the 8 x 8.
+    """
+    spans = [grid.span(p) for p in grid.scales] or [(0, grid.n)]
+    start, stop = np.repeat(np.array(spans, np.int32).T[:, :, None], grid.n, axis=2)  # (G, n) each
+    return SparseMask(grid, start, stop, _no_columns(grid), kernel="slices")
+
+
+def window2d(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
+    """A 2-D window of pixels around each pixel, and every regional token; about as dense as `document`.
+
+    At the borders the window is shifted inwards, so that every pixel sees equally many keys. The row of a regional
+    token, which no block computes, is that of the pixel at the centre of its patch. The seed has no say.
+    """
+    sides = window_sides(grid, sparsity)
+    rows, columns = (
+        np.clip(centre - side // 2, 0, length - side)[:, None] + np.arange(side, dtype=np.int32)  # (n, side)
+        for centre, side, length in zip(grid.centres, sides, (grid.height, grid.width), strict=True)
+    )
+    window = (rows[:, :, None] * np.int32(grid.width) + columns[:, None, :]).reshape(1, grid.n, -1)
+    nothing = np.zeros((1, grid.n), np.int32)
+    return SparseMask(grid, nothing, nothing, window, always=(grid.n_local, grid.n), kernel="blocks")
+
+
 def dense(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     """Every query sees every key."""
-    n = grid.n
-    start = np.zeros((1, n), np.int32)
-    return SparseMask(grid, start, start + np.int32(n), np.empty((1, n, 0), np.int32))
+    start = np.zeros((1, grid.n), np.int32)
+    return SparseMask(grid, start, start + np.int32(grid.n), _no_columns(grid), kernel="slices")
 
 
-RULES: dict[str, Rule] = {"document": document, "dense": dense}
+RULES: dict[str, Rule] = {
+    "document": document,
+    "document_shared": document_shared,
+    "always_regional": always_regional,
+    "spatial_reduction": spatial_reduction,
+    "window2d": window2d,
+    "dense": dense,
+}
 
 
 def mask_for(rule: str, grid: TokenGrid, sparsity: float = 0.9, seed: int = 0) -> SparseMask:
@@ -173,6 +277,23 @@ def _band(n: int, sparsity: float) -> tuple[np.ndarray, np.ndarray, int]:
     return start, stop, max(1, keep // 4) if keep > 4 else 0
 
 
+def _no_columns(grid: TokenGrid) -> np.ndarray:
+    return np.empty((1, grid.n, 0), np.int32)
+
+
+def window_sides(grid: TokenGrid, sparsity: float) -> tuple[int, int]:
+    """Height and width of the window of `window2d`: odd, near-square, the density nearest to that of `document`."""
+    area = grid.n * expected_density("document", grid, sparsity, "all") - (grid.n - grid.n_local)
+    # the largest odd side that fits; on a narrow map the window is narrow too
+    tallest, widest = ((side - 1) // 2 * 2 + 1 for side in (grid.height, grid.width))
+    sides = [
+        (min(height, tallest), min(width, widest))
+        for height in range(1, max(tallest, widest) + 1, 2)
+        for width in (height, height + 2)
+    ]
+    return min(sides, key=lambda pair: abs(pair[0] * pair[1] - area))
+
+
 def distinct_columns(rows: int, n: int, count: int, generator: np.random.Generator) -> np.ndarray:
     """`count` different columns of n for each row, uniform over all subsets: (rows, count) int32.
 
@@ -193,3 +314,50 @@ def distinct_columns(rows: int, n: int, count: int, generator: np.random.Generat
         redrawn = np.concatenate([redrawn, drawn[fresh]])
         places = places[~fresh]
     return columns
+
+
+def expected_density(rule: str, grid: TokenGrid, sparsity: float = 0.9, queries: str = "local") -> float:
+    """Share of the keys that a query sees, averaged over queries, head groups and random draws, by formula.
+
+    Shares of "local" queries or of "all". Raises `HAELabError` for a rule without a formula.
+    """
+    require_name("rule with a known density", rule, DENSITIES)
+    require_name("set of queries", queries, ("local", "all"))
+    return DENSITIES[rule](grid, sparsity, grid.n if queries == "all" else grid.n_local)
+
+
+def _band_density(grid: TokenGrid, sparsity: float, rows: int, always: int = 0) -> float:
+    """Band and random columns of the first `rows` queries, the last `always` keys visible anyway."""
+    n = grid.n
+    start, stop, random_columns = _band(n, sparsity)
+    start, stop = np.minimum(start, n - always), np.minimum(stop, n - always)
+    certain = float((stop - start)[0, :rows].mean()) + always
+    return certain / n + random_columns / n * (1 - certain / n)  # a random column may hit what is visible already
+
+
+def _always_regional_density(grid: TokenGrid, sparsity: float, rows: int) -> float:
+    return _band_density(grid, sparsity, rows, always=grid.n - grid.n_local)
+
+
+def _reduction_density(grid: TokenGrid, sparsity: float, rows: int) -> float:
+    shares = [grid.n_local / p**2 / grid.n for p in grid.scales] or [1.0]
+    return sum(shares) / len(shares)
+
+
+def _window_density(grid: TokenGrid, sparsity: float, rows: int) -> float:
+    height, width = window_sides(grid, sparsity)
+    return (height * width + grid.n - grid.n_local) / grid.n
+
+
+def _full_density(grid: TokenGrid, sparsity: float, rows: int) -> float:
+    return 1.0
+
+
+DENSITIES: dict[str, Callable[[TokenGrid, float, int], float]] = {
+    "document": _band_density,
+    "document_shared": _band_density,
+    "always_regional": _always_regional_density,
+    "spatial_reduction": _reduction_density,
+    "window2d": _window_density,
+    "dense": _full_density,
+}
