@@ -107,8 +107,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         raise
     except Exception as error:
         raise HAELabError(
-            f"{type(model).__name__} cannot be traced on the meta device ({error}): its inputs must fit, its tensors must "
-            "be parameters or buffers, and its forward pass must not read values (.item(), .tolist(), if tensor)"
+            f"{type(model).__name__} cannot be traced on the meta device ({error}): its inputs must fit, its tensors "
+            "must be parameters or buffers, and its forward pass must not read values (.item(), .tolist(), if tensor)"
         ) from error
     return recorder.calls
 
@@ -166,7 +166,8 @@ def to_meta(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: to_meta(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(to_meta(item) for item in value)
+        items = [to_meta(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
