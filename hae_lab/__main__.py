@@ -27,8 +27,12 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
     show.add_argument("variant", help=", ".join(VARIANTS))
     show.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
-    show.add_argument("--depth", type=int, default=4, help="levels of the tree (default: 4)")
+    show.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
     show.set_defaults(run=run_show)
+
+    notebooks = commands.add_parser("notebooks", help="execute the notebooks and write them back in normal form")
+    notebooks.add_argument("--refresh", nargs="*", required=True, metavar="NAME", help="these notebooks, or all")
+    notebooks.set_defaults(run=run_notebooks)
 
     bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
     bench.add_argument("what", choices=["masks"])
@@ -38,13 +42,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
-    from hae_lab import reproduce
+    from hae_lab import readme, reproduce
 
     if options.list:
         print("\n".join(reproduce.NAMES))
         return
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
+        if (options.out / "README.md").exists():
+            readme.update(options.out / "README.md")
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
@@ -56,6 +62,14 @@ def run_show(options: argparse.Namespace) -> None:
     from hae_lab.profilers.tree import module_tree
 
     print(module_tree(config(options.variant, options.preset), options.depth))
+
+
+def run_notebooks(options: argparse.Namespace) -> None:
+    from hae_lab import notebooks
+
+    for path in notebooks.find("notebooks", tuple(options.refresh)):
+        notebooks.refresh(path)
+        print(path)
 
 
 def run_bench(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from hae_lab.config import HAEConfig
 from hae_lab.models import build
 
 
-def module_tree(config: HAEConfig, depth: int = 4) -> str:
+def module_tree(config: HAEConfig, depth: int = 5) -> str:
     """The tree as text, down to `depth` levels, for one image.
 
     Multiply-adds are left out: torchinfo misses attention and counts a Linear once, whatever the number of tokens.

@@ -1,0 +1,95 @@
+"""The generated blocks of README.md: every number there comes from the same functions as data/.
+
+A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hae_lab import notebooks, plots
+from hae_lab.config import VARIANTS
+from hae_lab.errors import require_name
+from hae_lab.files import atomic_path
+from hae_lab.profilers import parameter_table
+
+PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PRESET = "brats128"
+
+
+def update(path: str | Path) -> bool:
+    """Rewrite the generated blocks of a Markdown file in its folder; return whether anything changed."""
+    path = Path(path)
+    old = path.read_text(encoding="utf-8")
+    new = PATTERN.sub(lambda match: match[1] + _block(match[2], path.parent) + "\n" + match[3], old)
+    if new != old:
+        with atomic_path(path) as temporary:
+            temporary.write_text(new, encoding="utf-8")
+    return new != old
+
+
+def _block(name: str, folder: Path) -> str:
+    require_name("generated block", name, BLOCKS)
+    return BLOCKS[name](folder)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def variants(folder: Path) -> str:
+    """The variant table: slots, parameters, the claim beside what we count."""
+    table = parameter_table.parameter_table()
+    whole = table[(table["preset"] == PRESET) & (table["scope"] == "whole model")].set_index("variant")
+    published = parameter_table.published_counts().set_index("variant")
+    spread = table[table["scope"] == "whole model"].groupby("variant")["percent_of_hae"].agg(["min", "max"])
+    rows = []
+    for variant, slots in VARIANTS.items():
+        has_block = "regions" in slots
+        claim = f"{published.loc[variant, 'claim_percent']:.0f} %" if has_block else "-"
+        rebuilt = f"{published.loc[variant, 'our_params']:,}" if has_block else "-"
+        low, high = spread.loc[variant]
+        rows.append(
+            [f"`{variant}`"]
+            + [f"{slots[slot]}" if has_block else "-" for slot in ("regions", "mlp_ratio", "fusion")]
+            + [f"{whole.loc[variant, 'params']:,}", f"{low:.1f} - {high:.1f} %", claim, rebuilt]
+        )
+    header = ["variant", "`regions`", "`mlp_ratio`", "`fusion`", f"parameters, `{PRESET}`"]
+    header += ["of HAE, like for like (four presets)", "claimed", "published revision, rebuilt"]
+    return markdown_table(header, rows)
+
+
+def advice(folder: Path) -> str:
+    """The document's advice on which variant to choose, beside what we counted."""
+    table = parameter_table.parameter_table()
+    percent = table[(table["preset"] == PRESET) & (table["scope"] == "whole model")].set_index("variant")
+    percent = percent["percent_of_hae"]
+    rows = [
+        ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], "no quality has been measured yet"],
+        ["balance (平衡应用)", plots.VARIANT_NAMES["lite"], f"{percent['lite']:.0f} % of HAE's parameters, not 70 %"],
+        [
+            "efficiency first (效率优先)",
+            plots.VARIANT_NAMES["v2"],
+            f"{percent['v2']:.0f} %, not 40 %",
+        ],
+        [
+            "start with V2, upgrade later (渐进式部署)",
+            "V2, then Lite or HAE",
+            "`hae_lab.transfer_weights` copies what two variants share and names what it could not",
+        ],
+    ]
+    return markdown_table(["if you want", "the document says", "what we counted"], rows)
+
+
+def notebook_list(folder: Path) -> str:
+    """The notebooks in reading order, a line each, from their first cells."""
+    rows = []
+    for path in notebooks.find(folder / "notebooks"):
+        first = notebooks.read(path).cells[0].source
+        lesson = re.search(r"\*\*You will learn\*\* (.+?)\n\n", first, re.DOTALL)[1]
+        rows.append([f"[{path.stem}](notebooks/{path.name})", " ".join(lesson.split())])
+    return markdown_table(["notebook", "you will learn"], rows)
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"variants": variants, "advice": advice, "notebooks": notebook_list}

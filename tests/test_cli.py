@@ -1,0 +1,66 @@
+"""The command line: quick help, clear errors, the parameter table printed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hae_lab.__main__ import main
+
+HELP = """
+import sys
+from hae_lab.__main__ import main
+
+try:
+    main(["--help"])
+except SystemExit:
+    assert "torch" not in sys.modules
+"""
+
+
+def test_help_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "reproduce" in done.stdout
+
+
+def test_list_names_tables_and_figures(capsys):
+    assert main(["reproduce", "--list"]) == 0
+    assert {"parameters", "parameter_table", "what_it_would_take"} <= set(capsys.readouterr().out.split())
+
+
+def test_reproduce_only_writes_there_and_says_where(tmp_path, capsys):
+    assert main(["reproduce", "--only", "impossibility", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "data" / "impossibility.csv").exists()
+    assert str(tmp_path / "data") in capsys.readouterr().out
+
+
+def test_reproduce_prints_the_table_and_the_verdict(tmp_path, capsys):
+    assert main(["reproduce", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Parameters in percent of HAE" in printed
+    assert "683,777,028" in printed
+
+
+def test_show_prints_the_tree_with_shapes_and_counts(capsys):
+    assert main(["show", "lite", "--preset", "lesson16"]) == 0
+    printed = capsys.readouterr().out
+    assert "shared_patch_embed" in printed
+    assert "[1, 32, 8, 8]" in printed
+    assert "Total params: 368,113" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "lit"], "unknown variant 'lit': did you mean 'lite'"),
+        (["show", "lite", "--preset", "brats"], "unknown preset 'brats': did you mean 'brats128'"),
+        (["reproduce", "--only", "parametertable"], "did you mean 'parameter_table'"),
+        (["notebooks", "--refresh", "99"], "no notebook '99'"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
