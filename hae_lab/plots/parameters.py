@@ -1,74 +1,26 @@
-"""Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title.
+"""Pictures of the parameter table."""
 
-One colour a variant everywhere, from seaborn's colour-blind safe palette; sizes suit a 4:3 projector.
-"""
-
-import functools
-import io
-import textwrap
-from collections.abc import Callable
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 
-_PALETTE = sns.color_palette("colorblind").as_hex()
-VARIANT_COLOURS = {"unet": _PALETTE[7], "hae": _PALETTE[0], "lite": _PALETTE[1], "v2": _PALETTE[2]}
-VARIANT_NAMES = {"unet": "U-Net (control)", "hae": "HAE", "lite": "HAE Lite", "v2": "HAE V2"}
-CLAIM_COLOUR = _PALETTE[3]
+from hae_lab.plots.base import (
+    CLAIM_COLOUR,
+    PALETTE,
+    VARIANT_COLOURS,
+    VARIANT_NAMES,
+    Chart,
+    chart,
+    grouped_bars,
+    new_chart,
+    span,
+)
+
 PART_COLOURS = {
     "encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece",
     "timestep": _PALETTE[8], "CNN branch": _PALETTE[9], "norms": _PALETTE[5], "projections": _PALETTE[3],
     "attention": _PALETTE[4], "MLP": _PALETTE[1], "fusion": _PALETTE[2],
 }  # fmt: skip
-SIZE = (8.0, 6.0)
-STYLE = {
-    **sns.axes_style("whitegrid"),
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.labelsize": 13,
-    "legend.fontsize": 12,
-    "xtick.labelsize": 12,
-    "ytick.labelsize": 12,
-    "savefig.dpi": 100,
-}
-
-
-class Chart(Figure):
-    """A figure that shows itself in a notebook, without pyplot's global state."""
-
-    def _repr_png_(self) -> bytes:
-        return self.png()
-
-    def png(self) -> bytes:
-        """The picture as PNG; the same rows give the same bytes on one computer."""
-        drawn, packed = io.BytesIO(), io.BytesIO()
-        with mpl.rc_context(STYLE):
-            self.savefig(drawn, format="png")
-        # a palette makes it a third of the size, which notebooks in git feel
-        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
-        return packed.getvalue()
-
-
-def chart(function: Callable[..., Chart]) -> Callable[..., Chart]:
-    """Draw in the project's style, whatever the user's own settings."""
-
-    @functools.wraps(function)
-    def styled(*args, **options) -> Chart:
-        with mpl.rc_context(STYLE):
-            return function(*args, **options)
-
-    return styled
-
-
-def new_chart(title: str, size: tuple[float, float] = SIZE) -> Chart:
-    figure = Chart(figsize=size, layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, int(7.4 * size[0]))), fontsize=15, fontweight="bold")
-    return figure
 
 
 @chart
@@ -78,14 +30,14 @@ def parameter_table(rows: pd.DataFrame) -> Chart:
     Rows: `profilers.parameter_table.parameter_table`.
     """
     whole = rows[rows["scope"] == "whole model"]
-    span = {variant: _span(whole.loc[whole["variant"] == variant, "percent_of_hae"]) for variant in VARIANT_NAMES}
+    kept = {variant: span(whole.loc[whole["variant"] == variant, "percent_of_hae"]) for variant in VARIANT_NAMES}
     claim = whole.drop_duplicates("variant").set_index("variant")["claim_percent"]
     figure = new_chart(
-        f"Like for like, Lite keeps {span['lite']} % and V2 {span['v2']} % of HAE's parameters, "
+        f"Like for like, Lite keeps {kept['lite']} % and V2 {kept['v2']} % of HAE's parameters, "
         f"not {claim['lite']:.0f} % and {claim['v2']:.0f} %"
     )
     ax = figure.subplots()
-    _grouped_bars(ax, whole, "preset", "percent_of_hae")
+    grouped_bars(ax, whole, "preset", "percent_of_hae")
     for variant in ("lite", "v2"):
         ax.axhline(claim[variant], color=VARIANT_COLOURS[variant], linestyle="--", linewidth=2)
         label = f"claimed {VARIANT_NAMES[variant]} {claim[variant]:.0f} %"
@@ -144,11 +96,12 @@ def feasibility(rows: pd.DataFrame) -> Chart:
         label="V2 = Lite − 7.5/80 (100 − Lite); MSTB: 7.5/79",
     )
     markers = dict(zip(families["scope"].unique(), "^sDo", strict=True))
-    for (scope, preset), group in families.groupby(["scope", "preset"], sort=False):
-        colour = _PALETTE[list(families["preset"].unique()).index(preset)]
-        ax.scatter(group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color=colour, alpha=0.8)
+    for scope, group in families.groupby("scope", sort=False):
+        ax.scatter(group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color=PALETTE[7])
     for scope, marker in markers.items():
-        ax.scatter([], [], marker=marker, s=80, color="grey", label=f"{scope}, {families['preset'].nunique()} presets")
+        ax.scatter(
+            [], [], marker=marker, s=80, color=PALETTE[7], label=f"{scope}, {families['preset'].nunique()} presets"
+        )
     ax.scatter(
         claim["lite_percent"],
         claim["v2_percent"],
@@ -277,16 +230,3 @@ def what_it_would_take(rows: pd.DataFrame) -> Chart:
     ax.grid(axis="y", visible=False)
     ax.legend(loc="upper right", frameon=True)
     return figure
-
-
-def _grouped_bars(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    named = rows.assign(name=rows["variant"].map(VARIANT_NAMES))
-    palette = {VARIANT_NAMES[variant]: colour for variant, colour in VARIANT_COLOURS.items()}
-    sns.barplot(named, x=x, y=y, hue="name", palette=palette, hue_order=palette, saturation=1, ax=ax)
-    for bars in ax.containers:
-        ax.bar_label(bars, fmt="%.0f", fontsize=11)
-
-
-def _span(values: pd.Series) -> str:
-    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
-    return low if low == high else f"{low}–{high}"

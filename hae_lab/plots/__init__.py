@@ -1,0 +1,23 @@
+"""Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
+
+from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
+from hae_lab.plots.parameters import (
+    feasibility,
+    parameter_table,
+    published_counts,
+    slot_waterfall,
+    what_it_would_take,
+    where_parameters_sit,
+)
+
+__all__ = [
+    "VARIANT_COLOURS",
+    "VARIANT_NAMES",
+    "Chart",
+    "feasibility",
+    "parameter_table",
+    "published_counts",
+    "slot_waterfall",
+    "what_it_would_take",
+    "where_parameters_sit",
+]
