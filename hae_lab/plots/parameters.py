@@ -18,8 +18,8 @@ from hae_lab.plots.base import (
 
 PART_COLOURS = {
     "encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece",
-    "timestep": _PALETTE[8], "CNN branch": _PALETTE[9], "norms": _PALETTE[5], "projections": _PALETTE[3],
-    "attention": _PALETTE[4], "MLP": _PALETTE[1], "fusion": _PALETTE[2],
+    "timestep": PALETTE[8], "CNN branch": PALETTE[9], "norms": PALETTE[5], "projections": PALETTE[3],
+    "attention": PALETTE[4], "MLP": PALETTE[1], "fusion": PALETTE[2],
 }  # fmt: skip
 
 
@@ -97,10 +97,9 @@ def feasibility(rows: pd.DataFrame) -> Chart:
     )
     markers = dict(zip(families["scope"].unique(), "^sDo", strict=True))
     for scope, group in families.groupby("scope", sort=False):
-        ax.scatter(group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color=PALETTE[7])
-    for scope, marker in markers.items():
+        label = f"{scope}, {len(group)} presets"
         ax.scatter(
-            [], [], marker=marker, s=80, color=PALETTE[7], label=f"{scope}, {families['preset'].nunique()} presets"
+            group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color="#555555", label=label
         )
     ax.scatter(
         claim["lite_percent"],
