@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     notebooks.set_defaults(run=run_notebooks)
 
     bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
-    bench.add_argument("what", choices=["masks"])
+    bench.add_argument("what", choices=["masks", "attention", "model"])
+    bench.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     bench.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
     bench.set_defaults(run=run_bench)
     return top
@@ -73,9 +74,9 @@ def run_notebooks(options: argparse.Namespace) -> None:
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    from hae_lab.profilers import latency
+    from hae_lab.profilers import benchmarks
 
-    path, rows = latency.bench(options.what, options.out / "data")
+    path, rows = benchmarks.bench(options.what, options.out / "data", options.device)
     print(rows.to_string(index=False))
     print(f"\nrows kept in {path.resolve()}")
 

@@ -133,6 +133,9 @@ class HAEUNet(nn.Module):
     def _check_inputs(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
         config = self.config
         shape = (config.in_channels, config.image_size, config.image_size)
+        for name, value in (("x", x), ("timesteps", timesteps), ("y", y)):
+            is_tensor = isinstance(value, Tensor) or (name == "y" and value is None)
+            require(is_tensor, f"{name} is a {type(value).__name__}: it must be a tensor")
         require(
             x.dim() == 4 and tuple(x.shape[1:]) == shape,
             f"x has shape {tuple(x.shape)}: this model takes (batch, {', '.join(map(str, shape))}); for another size "

@@ -1,4 +1,4 @@
-"""Time and memory, measured on this computer: repeats interleaved over what is compared, medians and ratios.
+"""Time and memory, measured on this computer: repeats interleaved over what is compared, medians, quartiles, ratios.
 
 On a CPU the clock counts CPU seconds of the process, which other programs disturb little; on a GPU it counts wall time
 between synchronisations.
@@ -14,19 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hae_lab import masks
-from hae_lab.errors import require_name
-from hae_lab.files import atomic_path
-from hae_lab.masks import TokenGrid
-from hae_lab.profilers.baselines import document_mask_loop
-
 Cases = Mapping[str, Callable[[], object]]
 
 
 def interleaved(
     cases: Cases, *, repeats: int = 7, warmup: int = 1, threads: int = 1, device: str = "cpu"
 ) -> pd.DataFrame:
-    """Run every case once per round, so that a disturbance hits all of them; a row a case.
+    """Run every case once a round, so that a disturbance hits all of them alike; a row a case.
 
     Columns: case, ms_median, ms_q1, ms_q3, repeats, threads, clock. The number of torch threads is restored.
     """
@@ -58,12 +52,54 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
+    """Memory that a case adds at its peak, in a process of its own; -1 where the system does not tell.
+
+    `prepare(*arguments)` returns what to run; inputs, weights, masks and plans count too. It must be importable, and
+    so must its arguments.
+    """
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure_peak, args=(sender, prepare, arguments))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that measured {prepare.__name__}{arguments} died") from None
+    finally:
+        child.join()
+
+
+def _measure_peak(sender, prepare: Callable[..., Callable[[], object]], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.ones(8, 8) @ torch.ones(8, 8)  # torch's own buffers do not count
+    before = _reset_peak()
+    prepare(*arguments)()
+    sender.send(max(0, _peak() - before) if before >= 0 else -1)
+
+
+def _reset_peak() -> int:
+    """Start the peak of this process anew; return its memory now, in bytes, or -1."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return -1
+    return _peak()
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
 def environment(device: str = "cpu") -> dict[str, str]:
     """What a measurement depends on: device, its name, system and versions."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     return {
         "device": device,
-        "device_name": name,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -76,52 +112,3 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def bench_masks(device: str = "cpu") -> pd.DataFrame:
-    """Building the document's mask: its row loop against the index form, for square maps."""
-    frames = []
-    for side in (16, 32, 64):
-        grid = TokenGrid(side, side)
-        cases = {
-            "document's row loop": lambda n=grid.n: document_mask_loop(n),
-            "index form": lambda grid=grid: masks.document(grid, 0.9, 0),
-        }
-        rows = interleaved(cases, repeats=7 if side == 64 else 15)
-        frames.append(rows.assign(map=f"{side}x{side}", n=grid.n, baseline="document's row loop"))
-    return pd.concat(frames, ignore_index=True)
-
-
-BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {"masks": bench_masks}
-
-
-def bench(what: str, folder: str | Path = "data", device: str = "cpu") -> tuple[Path, pd.DataFrame]:
-    """Measure and keep the rows in `folder`/latency_<device>.csv; return the path and the new rows.
-
-    Rows of other benchmarks and of other devices stay as they are. `speed_up` is the baseline's median over the row's.
-    Raises `HAELabError` for an unknown benchmark.
-    """
-    require_name("benchmark", what, BENCHMARKS)
-    rows = BENCHMARKS[what](device)
-    rows = _with_speed_up(rows).assign(benchmark=what, **environment(device))
-    path = Path(folder) / f"latency_{device}.csv"
-    _merge_rows(path, rows)
-    return path, rows
-
-
-def _with_speed_up(rows: pd.DataFrame) -> pd.DataFrame:
-    keys = [name for name in ("map", "pass") if name in rows]
-    medians = rows.set_index([*keys, "case"])["ms_median"]
-    base = [medians[(*(row[key] for key in keys), row["baseline"])] for row in rows.to_dict("records")]
-    return rows.assign(speed_up=np.array(base) / rows["ms_median"])
-
-
-def _merge_rows(path: Path, rows: pd.DataFrame) -> None:
-    if path.exists():
-        old = pd.read_csv(path)
-        measured_again = (old["benchmark"] == rows["benchmark"].iloc[0]) & (
-            old["device_name"] == rows["device_name"].iloc[0]
-        )
-        rows = pd.concat([old[~measured_again], rows], ignore_index=True)
-    with atomic_path(path) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
