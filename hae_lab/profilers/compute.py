@@ -153,14 +153,15 @@ def compute(
     macs_dense, macs_kept, macs_run, macs_document and flops_* = 2 x macs_*; note.
 
     A module without a formula is counted by its operators. Where nobody knows an operator, a row of its own says
-    "nobody", with NaN, and names it in `note`; see `uncounted`. A model without an HAEConfig needs `inputs`: a tensor, a
-    sequence or a mapping of arguments. Nothing is computed, no weights are allocated, and the model stays as it is.
+    "nobody", with NaN, and names it in `note`; see `uncounted`. A model without an HAEConfig needs `inputs`: a tensor,
+    a sequence or a mapping of arguments. Nothing is computed, no weights are allocated, the model stays as it is.
     Raises `HAELabError` for missing inputs and for a model that cannot run on the meta device.
     """
     model = config_or_module
     if isinstance(model, HAEConfig):
         with torch.device("meta"):
             model = build(model)
+    require(isinstance(model, nn.Module), f"compute takes an HAEConfig or an nn.Module, got {model!r}")
     args, kwargs = _default_inputs(model, batch) if inputs is None else _split_inputs(inputs)
     calls = trace(model, args, kwargs)
     finest = max((max(size) for size in map(_map_size, calls) if size), default=0)
@@ -186,7 +187,10 @@ def by_part(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_level(frame: pd.DataFrame, section: str = "decoder") -> pd.DataFrame:
-    """MACs and FLOPs of each level of a section, finest first; NaN if nobody could count some of them."""
+    """MACs and FLOPs of each level of a section, finest first; NaN if nobody could count some of them.
+
+    A resampling convolution belongs to the level of the map that it writes.
+    """
     return _sums(frame[frame["section"] == section], ["level", "height", "width"])
 
 

@@ -102,7 +102,7 @@ def _fvcore_macs(model: nn.Module, args: tuple[Tensor, ...]) -> int:
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(model, args)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("all")
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total())
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hae_lab.errors import HAELabError
@@ -41,25 +40,28 @@ OPERATOR_MACS: dict[Any, Callable[..., int]] = {
     aten.convolution: lambda args, out: _convolution(args[0], args[1], args[6], out),
 }
 
-# Operators without multiply-accumulates, by the convention of this toolkit: norms, softmax, pooling, sums, copies and
-# lookups. Elementwise operators and views say so themselves.
-ZERO_MACS = {
-    getattr(aten, name)
-    for name in (
-        "native_group_norm native_layer_norm native_batch_norm _native_batch_norm_legit cudnn_batch_norm "
-        "_softmax _log_softmax _safe_softmax native_dropout bernoulli bernoulli_ "
-        "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d max_pool2d_with_indices "
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
-        "sum mean amax amin max min any all argmax argmin sort topk cumsum var var_mean "
-        "empty empty_like empty_strided new_empty zeros zeros_like new_zeros ones ones_like new_ones full full_like "
-        "new_full scalar_tensor arange linspace eye rand rand_like randn randn_like "
-        "_unsafe_view _reshape_alias clone copy_ _to_copy lift_fresh cat stack repeat repeat_interleave tril triu roll "
-        "flip constant_pad_nd reflection_pad2d replication_pad2d im2col col2im pixel_shuffle pixel_unshuffle "
-        "embedding index index_select gather scatter scatter_ index_put index_put_ index_add masked_fill masked_fill_ "
-        "one_hot"
-    ).split()
-    if hasattr(aten, name)
+# Operators without multiply-accumulates, by the convention of this toolkit. Elementwise operators and views say so
+# themselves; these do not.
+_ZERO_MACS = {
+    "norms": "native_group_norm native_layer_norm native_batch_norm _native_batch_norm_legit _fused_rms_norm "
+    "_native_batch_norm_legit_functional cudnn_batch_norm",
+    "activations": "_softmax _safe_softmax _log_softmax _prelu_kernel glu hardswish log_sigmoid_forward logsumexp",
+    "randomness": "native_dropout bernoulli bernoulli_ normal_ uniform_ rand rand_like randn randn_like randint",
+    "resampling": "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d max_pool2d_with_indices "
+    "max_pool3d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d",
+    "reductions": "sum mean prod amax amin max min any all argmax argmin var var_mean std linalg_vector_norm cumsum "
+    "cumprod sort topk",
+    "new tensors": "empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones "
+    "ones_like new_ones full full_like new_full scalar_tensor arange linspace eye fill fill_ zero_",
+    "copies": "clone copy_ _to_copy _unsafe_view _reshape_alias lift_fresh cat stack repeat repeat_interleave roll "
+    "flip tril triu constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col "
+    "col2im pixel_shuffle pixel_unshuffle native_channel_shuffle",
+    "lookups": "embedding index index_select gather take scatter scatter_ slice_scatter select_scatter index_put "
+    "index_put_ index_fill masked_fill masked_fill_ one_hot",
 }
+# not every version of torch has them all
+ZERO_MACS = {getattr(aten, name) for names in _ZERO_MACS.values() for name in names.split() if hasattr(aten, name)}
 
 
 def operator_macs(operator: Any, args: tuple[Any, ...], out: Any) -> int | None:
@@ -78,8 +80,8 @@ class Call:
     path: str
     module: nn.Module
     parent: "Call | None"
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     output: Any = None
     macs: int = 0  # of the operators that are known
     unknown: Counter[str] = field(default_factory=Counter)  # operators that nobody counts, and how often they ran
@@ -124,27 +126,31 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Follow the calls of modules by hooks that touch no module, removed in any case."""
-        handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
-        ]
+        """Follow the calls of modules by hooks, which are removed in any case."""
+        # not torch's global hooks: removing these leaves an entry behind (torch 2.13)
+        handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self.paths]
+        handles += [module.register_forward_hook(self._leave) for module in self.paths]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module in self.paths:
-            call = Call(self.paths[module], module, self.running[-1] if self.running else None)
-            self.calls.append(call)
-            self.running.append(call)
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        call = Call(self.paths[module], module, self.running[-1] if self.running else None, args, kwargs)
+        self.calls.append(call)
+        self.running.append(call)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if module in self.paths:
-            call = self.running.pop()
-            call.args, call.kwargs, call.output = args, kwargs, output
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        while self.running[-1].module is not module:
+            self._give_up(self.running.pop())
+        self.running.pop().output = output
+
+    def _give_up(self, failed: Call) -> None:
+        """A call raised an exception that was caught further out: its work counts as its parent's."""
+        self.calls.remove(failed)
+        failed.parent.macs += failed.macs
+        failed.parent.unknown += failed.unknown
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
