@@ -59,6 +59,7 @@ _ZERO_MACS = {
     "col2im pixel_shuffle pixel_unshuffle native_channel_shuffle",
     "lookups": "embedding index index_select gather take scatter scatter_ slice_scatter select_scatter index_put "
     "index_put_ index_fill masked_fill masked_fill_ one_hot",
+    "questions": "_local_scalar_dense promote_types result_type is_same_size _assert_async _assert_tensor_metadata",
 }
 # not every version of torch has them all
 ZERO_MACS = {getattr(aten, name) for names in _ZERO_MACS.values() for name in names.split() if hasattr(aten, name)}
@@ -103,8 +104,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     state = {name: to_meta(tensor) for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     recorder = Recorder(model)
     try:
-        with _restored(model), torch.no_grad(), torch.device("meta"), recorder.hooks(), recorder:
-            functional_call(model, state, args, kwargs)
+        with _restored(model), torch.random.fork_rng(devices=[]), recorder.hooks():
+            with torch.no_grad(), torch.device("meta"), recorder:
+                functional_call(model, state, args, kwargs)
     except HAELabError:
         raise
     except Exception as error:
