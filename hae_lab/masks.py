@@ -145,20 +145,21 @@ class SparseMask:
         """The keys that one query sees, in order: (count,)."""
         return np.flatnonzero(self.seen(np.array([query]), group))
 
+    def new_columns(self, queries: np.ndarray, group: int = 0) -> np.ndarray:
+        """The extra columns in order, PAD for each that is named twice or visible anyway: (len(queries), r)."""
+        start, stop = self.start[group, queries, None], self.stop[group, queries, None]  # (q, 1)
+        columns = np.sort(self.columns(queries, group), axis=1)
+        visible = (columns >= start) & (columns < stop) | (columns >= self.always[0]) & (columns < self.always[1])
+        visible[:, 1:] |= columns[:, 1:] == columns[:, :-1]
+        return np.where(visible, PAD, columns)
+
     def keys_per_query(self, group: int = 0) -> np.ndarray:
         """How many keys each query of a head group sees, a key named twice counted once: (n,) int64."""
         chunks = np.split(np.arange(self.grid.n), range(CHUNK, self.grid.n, CHUNK))
-        return np.concatenate([self._count(queries, group) for queries in chunks])
-
-    def _count(self, queries: np.ndarray, group: int) -> np.ndarray:
-        start, stop = self.start[group, queries, None], self.stop[group, queries, None]  # (q, 1)
-        first, last = self.always
-        overlap = np.minimum(stop, last) - np.maximum(start, first)
-        interval = np.maximum(stop - start, 0) + (last - first) - np.maximum(overlap, 0)
-        columns = np.sort(self.columns(queries, group), axis=1)  # (q, r)
-        new = (columns != PAD) & ((columns < start) | (columns >= stop)) & ((columns < first) | (columns >= last))
-        new[:, 1:] &= columns[:, 1:] != columns[:, :-1]
-        return interval[:, 0] + new.sum(axis=1)
+        new = np.concatenate([(self.new_columns(queries, group) != PAD).sum(axis=1) for queries in chunks])
+        start, stop = self.start[group], np.maximum(self.start[group], self.stop[group])
+        overlap = np.minimum(stop, self.always[1]) - np.maximum(start, self.always[0])
+        return new + (stop - start) + (self.always[1] - self.always[0]) - np.maximum(overlap, 0)
 
     def density(self, queries: str = "local") -> float:
         """Share of the keys that a query sees, averaged over the "local" queries or over "all", and the head groups."""
@@ -197,7 +198,7 @@ def document(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     n = grid.n
     start, stop, random_columns = _band(n, sparsity)
     extra = distinct_columns(n, n, random_columns, np.random.default_rng(seed))
-    return SparseMask(grid, start, stop, extra[None])
+    return SparseMask(grid, start, stop, extra[None], kernel="columns")
 
 
 def document_shared(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
