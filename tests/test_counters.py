@@ -29,11 +29,17 @@ def test_every_disagreement_is_explained_to_the_last_mac(frame):
 
 
 def test_the_formulas_and_both_right_counters_agree(frame):
-    right = frame[frame["counter"].isin(["hae_lab formulas", "FlopCounterMode, taught"]) | frame["mode"].eq("meta")]
+    right = frame[frame["mode"].isin(["run", "meta"]) | frame["counter"].eq("FlopCounterMode, taught")]
     assert len(right) == 3 * len(CONFIGS)
     assert (right["ratio"] == 1).all()
-    ours = frame[frame["counter"] == "hae_lab formulas"].set_index("name")["macs"]
-    assert all(ours[name] == compute(model_config)["macs_run"].sum() for name, model_config in CONFIGS.items())
+
+
+def test_no_counter_but_ours_knows_the_mask(frame):
+    kept = frame[frame["mode"] == "kept"].set_index("name")
+    for name, model_config in CONFIGS.items():
+        assert kept.loc[name, "macs"] == compute(model_config)["macs_kept"].sum()
+    assert (kept.drop("unet tiny dense")["ratio"] < 1).all()
+    assert kept.loc["unet tiny dense", "ratio"] == 1
 
 
 def test_counters_that_miss_attention_say_so(frame):

@@ -104,9 +104,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     state = {name: to_meta(tensor) for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     recorder = Recorder(model)
     try:
-        with _restored(model), torch.random.fork_rng(devices=[]), recorder.hooks():
-            with torch.no_grad(), torch.device("meta"), recorder:
-                functional_call(model, state, args, kwargs)
+        with _unchanged(model), recorder.hooks(), torch.no_grad(), torch.device("meta"), recorder:
+            functional_call(model, state, args, kwargs)
     except HAELabError:
         raise
     except Exception as error:
@@ -180,11 +179,12 @@ def to_meta(value: Any) -> Any:
 
 
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass may set on its modules: attributes, lazily made buffers, a changed mode."""
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass may set: attributes, lazily made buffers, the mode, the global random state."""
     saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         for module, attributes, buffers in saved:
             vars(module).clear()
