@@ -17,11 +17,25 @@ from hae_lab.models.kernels import (
     blocks,
     masked,
     matrix_pairs,
+    merge_heads,
     reference,
     slice_pairs,
     slices,
     split_heads,
 )
+
+__all__ = [
+    "KERNELS",
+    "Kernel",
+    "SparseMultiheadAttention",
+    "allowed_matrix",
+    "attention_weights",
+    "kernel_for",
+    "merge_heads",
+    "pairs_kept",
+    "pairs_run",
+    "split_heads",
+]
 
 
 class Kernel(NamedTuple):
