@@ -1,0 +1,153 @@
+"""The reading site: README and notebooks as pages that open from disk, without a kernel and without a network.
+
+Sphinx with myst-nb and furo, in a process of its own, over staged copies. The pages show the committed outputs.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+from hae_lab import notebooks
+from hae_lab.errors import HAELabError, require
+
+EXTRA = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")  # modules of the extra [site]
+CONF = {
+    "project": "hae_lab",
+    "language": "en",
+    "extensions": ["myst_nb", "sphinx-mathjax-offline"],
+    "html_theme": "furo",
+    "html_title": "hae_lab",
+    "html_copy_source": False,
+    "html_show_search_summary": False,  # the summaries are fetched, which browsers refuse for files on disk
+    "html_show_sphinx": False,
+    "html_show_copyright": False,
+    "html_static_path": ["_static"],
+    "html_css_files": ["tables.css"],
+    "html_use_index": False,
+    "suppress_warnings": ["toc.not_included"],  # pages that only a link leads to, such as data/README.md
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},  # otherwise scripts from the network
+    "nb_code_prompt_show": "Show the solution",
+    "nb_code_prompt_hide": "Hide the solution",
+    "myst_enable_extensions": ["dollarmath", "amsmath", "html_image"],
+    "myst_heading_anchors": 3,
+    "mathjax3_config": {"options": {"enableMenu": False}},  # the menu would load parts that are left out
+}
+TABLES = """\
+table.dataframe { border: none; border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85em; }
+table.dataframe th, table.dataframe td {
+  border: none; border-bottom: 1px solid var(--color-background-border); padding: 0.3em 0.8em; text-align: right;
+}
+"""
+MATHJAX_KEPT = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
+MARK = ".hae-lab-site"  # in every folder that `build_site` wrote
+LINK = re.compile(r"""(?:\]\(|src=")(?![a-z]+:|#)([^)"#\s]+)""")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A built site: its first page, and what Sphinx complained about."""
+
+    index: Path
+    warnings: tuple[str, ...]
+
+
+def build_site(notebooks_folder: str | Path, out: str | Path) -> Site:
+    """Make the site of a folder of notebooks and the README beside the folder; replace the site in `out`, if any.
+
+    Raises `HAELabError` if the extra [site] is missing, if `out` holds anything but a site, or if Sphinx fails; then
+    `out` is as it was.
+    """
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    require(not missing, f"the site needs {', '.join(missing)}: install the extra, python -m pip install -e '.[site]'")
+    paths, out = notebooks.find(notebooks_folder), Path(out).resolve()
+    require(
+        _is_ours(out), f"{str(out)!r} is not a site that this command wrote: name a new folder, or delete it yourself"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".hae-lab-site-", dir=out.parent) as name:
+        source, built = Path(name, "source"), Path(name, "built")
+        stage(paths, source)
+        warnings = _sphinx(source, built)
+        _trim(built / "_static" / "mathjax")
+        (built / MARK).touch()
+        if out.exists():
+            out.rename(Path(name, "old"))
+        built.rename(out)
+    return Site(out / "index.html", warnings)
+
+
+def _is_ours(out: Path) -> bool:
+    return not out.exists() or (out.is_dir() and ((out / MARK).exists() or not any(out.iterdir())))
+
+
+def stage(paths: list[Path], source: Path) -> None:
+    """Copy what Sphinx reads: README as the index, the notebooks, and the files that they link to."""
+    folder = paths[0].parent
+    project = folder.parent
+    source.mkdir()
+    (source / "conf.py").write_text("".join(f"{name} = {value!r}\n" for name, value in CONF.items()), encoding="utf-8")
+    (source / "_static").mkdir()
+    (source / "_static" / "tables.css").write_text(TABLES, encoding="utf-8")
+    pages = [f"{folder.name}/{path.stem}" for path in paths]
+    readme = project / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n"
+    (source / "index.md").write_text(f"{text}\n{_contents(pages)}", encoding="utf-8")
+    _copy_linked(text, project, project, source)
+    for path in paths:
+        notebook = notebooks.read(path)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                _copy_linked(cell.source, folder, project, source)
+        notebooks.write(with_hidden_solutions(notebook), source / folder.name / path.name)
+
+
+def _contents(pages: list[str]) -> str:
+    return "```{toctree}\n:hidden:\n:caption: Notebooks\n\n" + "\n".join(pages) + "\n```\n"
+
+
+def _copy_linked(text: str, base: Path, project: Path, source: Path) -> None:
+    """Copy the project's files that a Markdown text links to, except the notebooks, which become pages."""
+    for target in LINK.findall(text):
+        path = (base / target).resolve()
+        if path.is_file() and path.suffix != ".ipynb" and path.is_relative_to(project.resolve()):
+            copy = source / path.relative_to(project.resolve())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def with_hidden_solutions(notebook: NotebookNode) -> NotebookNode:
+    """Mark the cells tagged `solution` so that the page shows them folded."""
+    for cell in notebook.cells:
+        if "solution" in cell.metadata.get("tags", []):
+            if cell.cell_type == "code":
+                cell.metadata["tags"] = [*cell.metadata["tags"], "hide-cell"]
+            else:
+                cell.source = f"<details><summary>Show the solution</summary>\n\n{cell.source}\n\n</details>"
+    return notebook
+
+
+def _sphinx(source: Path, built: Path) -> tuple[str, ...]:
+    log = source.parent / "warnings.txt"
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", source.parent / "doctrees", "-w", log]
+    run = subprocess.run([*command, source, built], capture_output=True, text=True)
+    if run.returncode:
+        raise HAELabError(f"Sphinx could not build the site:\n{run.stderr.strip()}")
+    return tuple(line.replace(f"{source}/", "") for line in log.read_text(encoding="utf-8").splitlines() if line)
+
+
+def _trim(mathjax: Path) -> None:
+    """Leave out of MathJax what no page loads: 24 MB become 2."""
+    for path in sorted(mathjax.rglob("*"), reverse=True):
+        name = path.relative_to(mathjax).as_posix()
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_file() and not name.startswith(MATHJAX_KEPT):
+            path.unlink()
