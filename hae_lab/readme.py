@@ -83,12 +83,17 @@ def advice(folder: Path) -> str:
 
 
 def notebook_list(folder: Path) -> str:
-    """The notebooks in reading order, a line each, from their first cells."""
+    """The notebooks in reading order, a line each."""
+    return notebook_table(folder / "notebooks", link="notebooks/")
+
+
+def notebook_table(folder: str | Path = ".", link: str = "") -> str:
+    """A Markdown table of a folder's notebooks, from their first cells; `link` stands before each file name."""
     rows = []
-    for path in notebooks.find(folder / "notebooks"):
+    for path in notebooks.find(folder):
         first = notebooks.read(path).cells[0].source
         lesson = re.search(r"\*\*You will learn\*\* (.+?)\n\n", first, re.DOTALL)[1]
-        rows.append([f"[{path.stem}](notebooks/{path.name})", " ".join(lesson.split())])
+        rows.append([f"[{path.stem}]({link}{path.name})", " ".join(lesson.split())])
     return markdown_table(["notebook", "you will learn"], rows)
 
 

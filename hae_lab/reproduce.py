@@ -10,10 +10,22 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hae_lab import plots
-from hae_lab.errors import HAELabError, require_name
+from hae_lab import claims, plots
+from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.files import atomic_path
-from hae_lab.profilers import parameter_table
+from hae_lab.profilers import compute_table, counters, parameter_table
+
+COMMITTED = Path(__file__).parent.parent / "data"
+
+
+def read_table(name: str) -> pd.DataFrame:
+    """A committed table, made by `reproduce` or measured by `hae-lab bench`. Raises `HAELabError` if there is none."""
+    path = COMMITTED / f"{name}.csv"
+    require(
+        path.exists(), f"no table at {str(path)!r}: `hae-lab reproduce` makes it, latency_* are made by `hae-lab bench`"
+    )
+    return pd.read_csv(path)
+
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "parameters": parameter_table.module_rows,
@@ -25,7 +37,16 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "slot_waterfall": parameter_table.slot_waterfall,
     "impossibility": parameter_table.impossibility,
     "what_it_would_take": parameter_table.what_it_would_take,
+    "macs_by_part": compute_table.part_rows,
+    "macs_by_level": compute_table.level_rows,
+    "macs_by_rule": compute_table.rule_rows,
+    "macs_per_sample": compute_table.sampling_rows,
+    "paper_formula": compute_table.paper_formula,
+    "counters": lambda: counters.counters(counters.counter_configs()),
+    "variants_together": lambda: compute_table.variants_together(read_table("latency_cpu")),
+    "claims": lambda: claims.claims(read_table("latency_cpu")),
 }
+MEASURED = {"latency_cpu": lambda: read_table("latency_cpu")}
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,10 @@ FIGURES: dict[str, FigureSource] = {
     "feasibility": FigureSource(plots.feasibility, ("feasibility",)),
     "slot_waterfall": FigureSource(plots.slot_waterfall, ("slot_waterfall",)),
     "what_it_would_take": FigureSource(plots.what_it_would_take, ("what_it_would_take",)),
+    "macs_by_part": FigureSource(plots.macs_by_part, ("macs_by_part",)),
+    "macs_by_level": FigureSource(plots.macs_by_level, ("macs_by_level",)),
+    "attention_speed_up": FigureSource(plots.attention_speed_up, ("latency_cpu",)),
+    "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
 }
 NAMES = tuple(dict.fromkeys([*TABLES, *FIGURES]))
 
@@ -87,7 +112,7 @@ def write_figure(figure: plots.Chart, path: Path) -> Path:
 
 def _rows(name: str, made: dict[str, pd.DataFrame]) -> pd.DataFrame:
     if name not in made:
-        made[name] = TABLES[name]()
+        made[name] = (TABLES | MEASURED)[name]()
     return made[name]
 
 

@@ -1,6 +1,8 @@
 """Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
 
+from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
+from hae_lab.plots.compute import attention_speed_up, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.parameters import (
     feasibility,
     parameter_table,
@@ -14,10 +16,15 @@ __all__ = [
     "VARIANT_COLOURS",
     "VARIANT_NAMES",
     "Chart",
+    "attention_heads",
+    "attention_speed_up",
     "feasibility",
+    "macs_by_level",
+    "macs_by_part",
     "parameter_table",
     "published_counts",
     "slot_waterfall",
+    "variants_together",
     "what_it_would_take",
     "where_parameters_sit",
 ]

@@ -1,0 +1,64 @@
+"""What each head of a multi-scale block attends to, for one pixel of one image."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hae_lab.errors import require
+from hae_lab.masks import SparseMask, TokenGrid, mask_for
+from hae_lab.models import MSTB
+
+
+class AttentionMaps(NamedTuple):
+    """Attention weights of one pixel: each head's sum to 1 over all tokens."""
+
+    grid: TokenGrid
+    pixel: int
+    weights: np.ndarray  # (heads, n)
+
+    def on_map(self, patch_size: int = 1) -> np.ndarray:
+        """The weights of one scale as pictures: (heads, H / patch_size, W / patch_size)."""
+        shape = (-1, self.grid.height // patch_size, self.grid.width // patch_size)
+        return self.weights[:, slice(*self.grid.span(patch_size))].reshape(shape)
+
+
+def attention_maps(
+    model: nn.Module, inputs: Mapping[str, Any], path: str, pixel: int, mask_rule: str | None = None
+) -> AttentionMaps:
+    """The weights with which one pixel of the first image attends, in the multi-scale block at `path`.
+
+    The model runs on `inputs` as it stands, in eval mode. `mask_rule` says which keys the pixel may see, whatever the
+    model ran with: "dense" shows the weights before the mask, None the model's own rule.
+    Raises `HAELabError` if there is no such block or no such pixel.
+    """
+    blocks = [name for name, module in model.named_modules() if isinstance(module, MSTB)]
+    require(path in blocks, f"no multi-scale block at {path!r}: this model has {', '.join(blocks) or 'none'}")
+    block = model.get_submodule(path)
+    tokens, mask = _caught_inputs(model, inputs, block)
+    require(
+        0 <= pixel < mask.grid.n_local, f"pixel {pixel} is not on the map: it has pixels 0 to {mask.grid.n_local - 1}"
+    )
+    if mask_rule is not None:
+        mask = mask_for(mask_rule, mask.grid, block.sparsity, block.mask_seed)
+    weights = torch.zeros(block.multihead_attn.heads, mask.grid.n)
+    with torch.no_grad():
+        seen = block.multihead_attn.weights(tokens[:1], mask, torch.tensor([pixel]))
+    weights[:, slice(*mask.span)] = seen[0, :, 0].float().cpu()
+    return AttentionMaps(mask.grid, pixel, weights.numpy())
+
+
+def _caught_inputs(model: nn.Module, inputs: Mapping[str, Any], block: MSTB) -> tuple[Tensor, SparseMask]:
+    """What the block's attention layer was called with; the model is left as it was."""
+    caught = []
+    hook = block.multihead_attn.register_forward_pre_hook(lambda _, arguments: caught.append(arguments))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(**inputs)
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return caught[0]
