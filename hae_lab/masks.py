@@ -28,6 +28,10 @@ class TokenGrid:
     width: int
     patch_sizes: tuple[int, ...] = (1, 4, 8)
 
+    def __post_init__(self) -> None:
+        for side in ("height", "width"):
+            object.__setattr__(self, side, int(getattr(self, side)))  # sizes are tensors while torch.jit traces
+
     @cached_property
     def scales(self) -> tuple[int, ...]:
         """The regional patch sizes that divide the map."""
