@@ -64,7 +64,7 @@ def test_formulas_equal_the_oracle_on_every_preset_and_variant(variant, preset):
 
 
 @pytest.mark.parametrize("rule", SPARSE_RULES)
-@pytest.mark.parametrize("preset", ["lesson16", "lesson32", "imagenet64"])
+@pytest.mark.parametrize("preset", ["lesson16", "lesson32"])
 def test_what_runs_equals_the_oracle_for_every_rule(preset, rule):
     model_config = config("v2", preset, mask_rule=rule)
     frame = compute(model_config)
@@ -109,7 +109,7 @@ def test_formulas_equal_the_oracle_for_other_settings(changes):
     assert frame["flops_dense"].sum() == counted_flops(model_config)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(configs(), st.sampled_from(sorted(RULES)))
 def test_formulas_equal_the_oracle_for_any_configuration(model_config, rule):
     model_config = model_config.replace(mask_rule=rule)
