@@ -30,9 +30,16 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
     show.set_defaults(run=run_show)
 
-    notebooks = commands.add_parser("notebooks", help="execute the notebooks and write them back in normal form")
-    notebooks.add_argument("--refresh", nargs="*", required=True, metavar="NAME", help="these notebooks, or all")
+    notebooks = commands.add_parser("notebooks", help="execute the notebooks, or make copies for class")
+    task = notebooks.add_mutually_exclusive_group(required=True)
+    task.add_argument("--refresh", nargs="*", metavar="NAME", help="execute these, or all, and write them back")
+    task.add_argument("--blank", action="store_true", help="copies without outputs and solutions, under --out")
+    notebooks.add_argument("--out", type=Path, default=Path("blank"), metavar="DIR", help="default: blank")
     notebooks.set_defaults(run=run_notebooks)
+
+    site = commands.add_parser("site", help="build the reading site, which opens without a kernel or a network")
+    site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="default: site")
+    site.set_defaults(run=run_site)
 
     bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
     bench.add_argument("what", choices=["masks", "attention", "model"])
@@ -68,9 +75,20 @@ def run_show(options: argparse.Namespace) -> None:
 def run_notebooks(options: argparse.Namespace) -> None:
     from hae_lab import notebooks
 
+    if options.blank:
+        for path in notebooks.find("notebooks"):
+            notebooks.write(notebooks.blank(notebooks.read(path)), options.out / path.name)
+        print(f"blank copies in {options.out.resolve()}")
+        return
     for path in notebooks.find("notebooks", tuple(options.refresh)):
         notebooks.refresh(path)
         print(path)
+
+
+def run_site(options: argparse.Namespace) -> None:
+    from hae_lab.site import build_site
+
+    print(f"open {build_site('notebooks', options.out).index.resolve()}")
 
 
 def run_bench(options: argparse.Namespace) -> None:

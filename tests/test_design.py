@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("models",), 2),
     **dict.fromkeys(("profilers", "diffusion"), 3),
     **dict.fromkeys(("claims", "study", "explorer", "tables"), 4),
-    **dict.fromkeys(("reproduce", "notebooks", "readme"), 5),  # the writers
+    **dict.fromkeys(("reproduce", "notebooks", "readme", "site"), 5),  # the writers
     **dict.fromkeys(("__main__",), 6),
 }
 
