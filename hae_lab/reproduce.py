@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 from hae_lab import claims, plots
 from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.files import atomic_path
+from hae_lab.masks import RULES, TokenGrid
 from hae_lab.profilers import compute_table, counters, parameter_table
+from hae_lab.profilers.visibility import visibility
 
 COMMITTED = Path(__file__).parent.parent / "data"
 
@@ -25,6 +27,12 @@ def read_table(name: str) -> pd.DataFrame:
         path.exists(), f"no table at {str(path)!r}: `hae-lab reproduce` makes it, latency_* are made by `hae-lab bench`"
     )
     return pd.read_csv(path)
+
+
+def visibility_rows() -> pd.DataFrame:
+    """What pixels see under every rule, on the maps that the presets have and the one above."""
+    grids = [TokenGrid(side, side) for side in (4, 8, 16, 32, 64, 128)]
+    return pd.concat([visibility(grid, rule) for grid in grids for rule in RULES], ignore_index=True)
 
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
@@ -42,6 +50,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "macs_by_rule": compute_table.rule_rows,
     "macs_per_sample": compute_table.sampling_rows,
     "paper_formula": compute_table.paper_formula,
+    "visibility": visibility_rows,
     "counters": lambda: counters.counters(counters.counter_configs()),
     "variants_together": lambda: compute_table.variants_together(read_table("latency_cpu")),
     "claims": lambda: claims.claims(read_table("latency_cpu")),
@@ -66,6 +75,7 @@ FIGURES: dict[str, FigureSource] = {
     "what_it_would_take": FigureSource(plots.what_it_would_take, ("what_it_would_take",)),
     "macs_by_part": FigureSource(plots.macs_by_part, ("macs_by_part",)),
     "macs_by_level": FigureSource(plots.macs_by_level, ("macs_by_level",)),
+    "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("latency_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
 }

@@ -2,7 +2,7 @@
 
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
-from hae_lab.plots.compute import attention_speed_up, macs_by_level, macs_by_part, variants_together
+from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.parameters import (
     feasibility,
     parameter_table,
@@ -18,6 +18,7 @@ __all__ = [
     "Chart",
     "attention_heads",
     "attention_speed_up",
+    "density_and_reach",
     "feasibility",
     "macs_by_level",
     "macs_by_part",

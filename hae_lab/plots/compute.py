@@ -131,3 +131,26 @@ def variants_together(rows: pd.DataFrame) -> Chart:
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=4, loc="upper center", frameon=False)
     return figure
+
+
+@chart
+def density_and_reach(rows: pd.DataFrame) -> Chart:
+    """What a rule keeps, and how far it sees, against the number of tokens. Rows: `profilers.visibility.visibility`."""
+    largest = rows[rows["n"] == rows["n"].max()].set_index("rule")
+    figure = new_chart(
+        f"The document's mask keeps {100 * largest.loc['document', 'density']:.0f} % of the pairs, and "
+        f"{largest.loc['document', 'own_4_percent']:.0f} % of the pixels see their own 4 × 4 patch"
+    )
+    axes = figure.subplots(1, 2, sharex=True)
+    panels = (("density", 100, "pairs kept, %"), ("own_4_percent", 1, "pixels that see their own 4 × 4 patch, %"))
+    for ax, (column, factor, label) in zip(axes, panels, strict=True):
+        for rule, line in rows.groupby("rule", sort=False):
+            line = line.sort_values("n")
+            style = {"marker": RULE_MARKERS.get(rule, "."), "color": RULE_COLOURS.get(rule), "alpha": 0.9}
+            ax.plot(line["n"], factor * line[column], label=rule, **style)
+        ax.set(xscale="log", xlabel="tokens n", ylabel=label, ylim=(-3, 103))
+        sizes = sorted(rows["n"].unique())
+        ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=40)
+        ax.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
