@@ -138,8 +138,7 @@ GRID = TokenGrid(8, 8)
 @pytest.mark.parametrize(
     "mask",
     [
-        pytest.param(masks.document(GRID, 0.9, 1), id="document"),
-        pytest.param(masks.dense(GRID, 0.9, 1), id="dense"),
+        *(pytest.param(rule(GRID, 0.9, 1), id=name) for name, rule in masks.RULES.items()),
         pytest.param(grouped(GRID, 1), id="matrix"),
         pytest.param(grouped(GRID, 2), id="two-head-groups"),
         pytest.param(grouped(GRID, 4), id="four-head-groups"),
