@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from hae_lab import reproduce
 from hae_lab.__main__ import main
 
 HELP = """
@@ -35,7 +36,8 @@ def test_reproduce_only_writes_there_and_says_where(tmp_path, capsys):
     assert str(tmp_path / "data") in capsys.readouterr().out
 
 
-def test_reproduce_prints_the_table_and_the_verdict(tmp_path, capsys):
+def test_reproduce_prints_the_table_and_the_verdict(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "reproduce", lambda out, only, progress: [out / "data" / "made.csv"])
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Parameters in percent of HAE" in printed

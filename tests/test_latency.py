@@ -1,50 +1,31 @@
-"""Timing and memory: what the harness records. No test asserts on seconds."""
+"""Latency of whole models: what a row says. No test asserts on seconds."""
 
-import numpy as np
 import pytest
-import torch
 
+from hae_lab import HAELabError, build, config
 from hae_lab.profilers import latency
 
 
-def test_cases_are_interleaved_after_a_warm_up():
-    calls = []
-    rows = latency.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1)
-    assert calls == ["a", "b"] * 4
-    assert rows["case"].tolist() == ["a", "b"]
-    assert (rows["ms_q1"] <= rows["ms_median"]).all()
-    assert (rows["ms_median"] <= rows["ms_q3"]).all()
+def test_a_row_a_model_with_device_and_parameters():
+    rows = latency({"v2": config("v2", "tiny"), "mine": build("hae", "tiny").train()}, repeats=2)
+    assert rows["case"].tolist() == ["v2", "mine"]
+    assert rows["params"].tolist() == [
+        sum(p.numel() for p in build(variant, "tiny").parameters()) for variant in ("v2", "hae")
+    ]
+    assert (rows["ms_median"] > 0).all()
+    assert {"device_name", "torch", "threads", "clock"} <= set(rows.columns)
 
 
-def test_the_number_of_threads_is_restored_even_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError):
-        latency.interleaved({"fails": lambda: 1 / 0}, threads=before + 1)
-    assert torch.get_num_threads() == before
+def test_the_mode_of_a_module_is_left_alone():
+    model = build("hae", "tiny").train()
+    latency({"mine": model}, repeats=1)
+    assert model.training
 
 
-def allocate(megabytes: int):
-    return lambda: np.ones(megabytes * 2**20, np.uint8)
-
-
-def fail():
-    raise ZeroDivisionError
-
-
-def test_peak_memory_is_that_of_the_case_alone():
-    if latency.peak_bytes(allocate, 1) == -1:
-        pytest.skip("this system does not tell the peak memory of a process")
-    small, large = latency.peak_bytes(allocate, 20), latency.peak_bytes(allocate, 120)
-    assert large - small == pytest.approx(100 * 2**20, rel=0.1)
-
-
-def test_a_case_that_dies_is_named(capfd):
-    with pytest.raises(RuntimeError, match=r"fail\(\) died"):
-        latency.peak_bytes(fail)
-
-
-def test_environment_names_device_system_and_versions():
-    environment = latency.environment()
-    assert environment["device"] == "cpu"
-    assert environment["torch"] == torch.__version__
-    assert all(environment.values())
+@pytest.mark.parametrize(
+    ("models", "device", "message"),
+    [({}, "cpu", "name at least one model"), ({"v2": config("v2", "tiny")}, "gpu", "unknown device 'gpu'")],
+)
+def test_bad_requests_are_named(models, device, message):
+    with pytest.raises(HAELabError, match=message):
+        latency(models, device=device)

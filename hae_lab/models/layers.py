@@ -161,7 +161,9 @@ class AttentionBlock(nn.Module):
         if class_tokens is not None:
             class_k, class_v = self.encoder_kv(class_tokens).unflatten(1, (self.num_heads, 2, -1)).unbind(2)
             k, v = torch.cat([class_k, k], dim=-1), torch.cat([class_v, v], dim=-1)  # (B, heads, C/heads, L + HW)
-        attended = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT.flatten(1, 2)  # (B, C, HW)
+        # contiguous rows, or the fused kernel of the CPU does not take them
+        q, k, v = (heads.mT.contiguous() for heads in (q, k, v))  # (B, heads, HW or L + HW, C/heads)
+        attended = F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)  # (B, C, HW)
         return x + self.proj_out(attended).view_as(x)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What `hae-lab bench` measures: building masks, attention layers, whole models. Each returns rows of `latency`."""
+"""What `hae-lab bench` measures: building masks, attention layers, whole models; rows of `timing.interleaved`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +15,11 @@ from hae_lab.errors import require, require_name
 from hae_lab.files import atomic_path
 from hae_lab.masks import TokenGrid, mask_for
 from hae_lab.models import build
-from hae_lab.models.attention import SparseMultiheadAttention, merge_heads, pairs_run, split_heads
+from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, pairs_run
+from hae_lab.models.kernels import merge_heads, split_heads
 from hae_lab.profilers.baselines import document_mask_loop, multihead_attention, the_documents_way
-from hae_lab.profilers.latency import environment, interleaved, peak_bytes
+from hae_lab.profilers.latency import predict, step_inputs
+from hae_lab.profilers.timing import environment, interleaved, peak_bytes
 
 CHANNELS, HEADS = 256, 8
 DOCUMENT, SDPA = "document's layer", "SDPA with the mask, all queries"
@@ -62,7 +64,7 @@ def bench_attention(device: str = "cpu", sides: tuple[int, ...] = (16, 32, 64), 
     return pd.concat(frames, ignore_index=True).assign(channels=CHANNELS, heads=HEADS)
 
 
-def bench_model(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
+def bench_model(device: str = "cpu", repeats: int = 15) -> pd.DataFrame:
     """Each variant of `brats128` at 64 channels, eval, batch 1: the document's way, and ours with two mask rules."""
     frames = []
     models = {}
@@ -72,8 +74,8 @@ def bench_model(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
             models[name] = build(variant, "brats128", model_channels=64, mask_rule=rule).eval().to(device)
         if variant != "unet":
             models[f"{variant}, document's way"] = the_documents_way(models[f"{variant}, document"])
-    x, t = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(0)).to(device), torch.tensor([500])
-    cases = {name: partial(_predict, model, x, t.to(device)) for name, model in models.items()}
+    x, timesteps = step_inputs(models["unet"].config, 1, device)
+    cases = {name: partial(predict, model, x, timesteps) for name, model in models.items()}
     rows = interleaved(cases, repeats=repeats, device=device)
     for variant in VARIANTS:
         mine = rows[rows["case"].str.split(",").str[0] == variant]
@@ -123,8 +125,6 @@ def layer_case(name: str, side: int, direction: str = "forward", device: str = "
 
 def core_case(name: str, side: int, direction: str = "forward", device: str = "cpu") -> Callable[[], object]:
     """Scores, softmax and sum alone, without projections."""
-    from hae_lab.models.attention import KERNELS
-
     grid = TokenGrid(side, side)
     generator = torch.Generator().manual_seed(0)
     q, kv = (torch.randn(1, grid.n, width, generator=generator).to(device) for width in (CHANNELS, 2 * CHANNELS))
@@ -186,11 +186,6 @@ def _without_grad(run: Callable[[], Tensor]) -> None:
 
 def _with_backward(run: Callable[[], Tensor]) -> None:
     run().sum().backward()
-
-
-def _predict(model: nn.Module, x: Tensor, timesteps: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x, timesteps)
 
 
 def _with_speed_up(rows: pd.DataFrame, **baselines: str) -> pd.DataFrame:
