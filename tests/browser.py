@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ SETTINGS = {
     # a pop-up about news would cover the page; the tests work on copies that need no saving
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     "docmanager-extension/plugin": {"autosave": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, seen or not
 }
 
 
@@ -152,25 +153,36 @@ def open_notebook(page, lab: Lab, path: str) -> None:
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
 
 
-def run_all(page) -> None:
-    """Run all cells and wait until the last one has its number."""
+def run_all(page, seconds: float = 90) -> None:
+    """Run all cells, and wait until each has its number. The notebook must have come without outputs."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt")
     page.wait_for_function(
-        "prompts => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]"
-        ".every(prompt => /^\\[\\d+\\]:$/.test(prompt.textContent.trim()))",
-        timeout=60_000,
+        """() => {
+          const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")];
+          return prompts.length > 0 && prompts.every((prompt) => /^\\[\\d+\\]:$/.test(prompt.textContent.trim()));
+        }""",
+        timeout=1000 * seconds,
     )
-    assert prompts.count() > 0
 
 
-def pixels(locator) -> bytes:
-    """What an element shows now, as PNG."""
-    return locator.screenshot()
+def output_kinds(page) -> list[str]:
+    """The MIME types of all outputs that the notebook shows, in order."""
+    outputs = page.locator(".jp-OutputArea-output[data-mime-type]")
+    return outputs.evaluate_all("outputs => outputs.map((output) => output.dataset.mimeType)")
 
 
-def screenshot(page, name: str) -> None:
-    """Keep a picture of the page among the artefacts."""
+def when_changed(page, look: Callable[[], object], before: object, seconds: float = 10) -> object:
+    """What `look` returns once it differs from `before`. Fails if it does not within some seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (now := look()) != before:
+            return now
+        page.wait_for_timeout(50)
+    raise AssertionError(f"nothing changed within {seconds} s")
+
+
+def keep_picture(of, name: str) -> None:
+    """Keep a picture of a page, or of an element of it, among the artefacts."""
     ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{name}.png")
+    of.screenshot(path=ARTIFACTS / f"{name}.png")

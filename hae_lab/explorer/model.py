@@ -259,7 +259,7 @@ def neighbourhood(pixels: np.ndarray, place: Place, side: int = NEIGHBOURHOOD) -
 
 def meaning(rule: str) -> str:
     """The first line of what a rule says of itself."""
-    return (inspect.getdoc(masks.RULES[rule]) or "").split("\n")[0]
+    return (inspect.getdoc(masks.RULES[rule]) or "").split("\n")[0].replace("`", "")
 
 
 def _changed(choice: Choice, changes: dict[str, Any]) -> Choice:

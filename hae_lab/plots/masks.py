@@ -16,7 +16,7 @@ SEEN, REACHED, HIDDEN, QUERY = PALETTE[9], "#f0e05a", "#dedede", PALETTE[3]
 LEGEND = {SEEN: "a key it sees", REACHED: "in a patch whose token it sees", QUERY: "the query and its patches"}
 MATRIX_SHADES = LinearSegmentedColormap.from_list("seen", ["white", SEEN, "#0b2e45"])
 TALL = (10.0, 7.5)  # still 4:3
-TINT = 0.6  # share of the colour where an image lies beneath it
+TINT = 0.62, 0.35  # share of the colour where an image lies beneath it: of marked tokens, of hidden ones
 BLACK = 0.3  # an image's black is drawn as this grey, so that the tint stays visible
 
 
@@ -30,7 +30,8 @@ def token_colours(view: View, image: np.ndarray | None = None) -> dict[int, np.n
         flat = np.where(visible[..., None], seen, np.where(carried[..., None], reached, hidden))
         if image is not None:
             grey = (1 + np.clip(resample(image, height // p, width // p), -1, 1)) / 2
-            flat = TINT * flat + (1 - TINT) * (BLACK + (1 - BLACK) * grey[..., None])
+            share = np.where(visible | carried, TINT[0], TINT[1])[..., None]
+            flat = share * flat + (1 - share) * (BLACK + (1 - BLACK) * grey[..., None])
         colours[p] = (255 * flat).round().astype(np.uint8)
     return colours
 
