@@ -5,16 +5,18 @@ A table is a function without arguments that returns rows; a figure is a functio
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from hae_lab import claims, plots
+from hae_lab.config import VARIANTS
 from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.files import atomic_path
 from hae_lab.masks import RULES, TokenGrid
-from hae_lab.profilers import compute_table, counters, parameter_table
+from hae_lab.profilers import architecture, compute_table, counters, parameter_table
 from hae_lab.profilers.visibility import visibility
 
 COMMITTED = Path(__file__).parent.parent / "data"
@@ -45,6 +47,8 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "slot_waterfall": parameter_table.slot_waterfall,
     "impossibility": parameter_table.impossibility,
     "what_it_would_take": parameter_table.what_it_would_take,
+    "architecture": architecture.unet_table,
+    "hybrid_blocks": architecture.hybrid_family,
     "macs_by_part": compute_table.part_rows,
     "macs_by_level": compute_table.level_rows,
     "macs_by_rule": compute_table.rule_rows,
@@ -60,10 +64,11 @@ MEASURED = {"latency_cpu": lambda: read_table("latency_cpu")}
 
 @dataclass(frozen=True)
 class FigureSource:
-    """What draws a figure, and the tables that go into it."""
+    """What draws a figure, and the tables that go into it; `vector` figures are written as SVG too."""
 
     draw: Callable[..., plots.Chart]
     tables: tuple[str, ...]
+    vector: bool = False
 
 
 FIGURES: dict[str, FigureSource] = {
@@ -73,6 +78,11 @@ FIGURES: dict[str, FigureSource] = {
     "feasibility": FigureSource(plots.feasibility, ("feasibility",)),
     "slot_waterfall": FigureSource(plots.slot_waterfall, ("slot_waterfall",)),
     "what_it_would_take": FigureSource(plots.what_it_would_take, ("what_it_would_take",)),
+    **{
+        f"unet_{variant}": FigureSource(partial(plots.unet, variant=variant), ("architecture",), vector=True)
+        for variant in VARIANTS
+    },
+    "hybrid_blocks": FigureSource(plots.hybrid_blocks, ("hybrid_blocks",), vector=True),
     "macs_by_part": FigureSource(plots.macs_by_part, ("macs_by_part",)),
     "macs_by_level": FigureSource(plots.macs_by_level, ("macs_by_level",)),
     "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
@@ -103,7 +113,7 @@ def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = 
         else:
             source = FIGURES[name]
             figure = source.draw(*(_rows(table, rows) for table in source.tables))
-            written.append(write_figure(figure, Path(out) / "figures" / f"{name}.png"))
+            written += write_figure(figure, Path(out) / "figures" / name, source.vector)
     return written
 
 
@@ -114,10 +124,14 @@ def write_table(rows: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def write_figure(figure: plots.Chart, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(figure.png())
-    return path
+def write_figure(figure: plots.Chart, stem: Path, vector: bool = False) -> list[Path]:
+    """Write `stem`.png and, if asked, `stem`.svg."""
+    pictures = {".png": figure.png()} | ({".svg": figure.svg()} if vector else {})
+    paths = [stem.with_suffix(suffix) for suffix in pictures]
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(picture)
+    return paths
 
 
 def _rows(name: str, made: dict[str, pd.DataFrame]) -> pd.DataFrame:

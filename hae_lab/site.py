@@ -106,6 +106,7 @@ def stage(paths: list[Path], source: Path) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 _copy_linked(cell.source, folder, project, source)
+        notebook.metadata.setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})  # colours
         notebooks.write(with_hidden_solutions(notebook), source / folder.name / path.name)
 
 

@@ -1,8 +1,11 @@
 """Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
 
+from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
+from hae_lab.plots.images import image_grid
+from hae_lab.plots.masks import mask_rules, visible_keys
 from hae_lab.plots.parameters import (
     feasibility,
     parameter_table,
@@ -20,12 +23,17 @@ __all__ = [
     "attention_speed_up",
     "density_and_reach",
     "feasibility",
+    "hybrid_blocks",
+    "image_grid",
     "macs_by_level",
     "macs_by_part",
+    "mask_rules",
     "parameter_table",
     "published_counts",
     "slot_waterfall",
+    "unet",
     "variants_together",
+    "visible_keys",
     "what_it_would_take",
     "where_parameters_sit",
 ]
