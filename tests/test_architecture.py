@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
@@ -258,24 +259,22 @@ def boxes(figure: Chart) -> list[Rectangle]:
     return [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
 
 
-def corners(artists: list[Text] | list[Rectangle]) -> np.ndarray:
-    """(n, 4) of left, bottom, right, top in pixels."""
-    return np.array([artist.get_window_extent().extents for artist in artists])
-
-
 def check_layout(figure: Chart) -> None:
     """Readable, 4:3, every text inside the figure and inside the box it stands in, no two over each other."""
     texts = drawn(figure)
     width, height = figure.get_size_inches()
     assert width / height == pytest.approx(4 / 3)
     assert min(text.get_fontsize() for text in texts) >= 11
-    extents, frames = corners(texts), corners(boxes(figure))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    extents = np.array([text.get_window_extent(renderer).extents for text in texts])  # left, bottom, right, top
+    frames = np.array([box.get_window_extent().extents for box in boxes(figure)])
     assert (extents[:, :2] >= 0).all()
     assert (extents[:, 2:] <= figure.bbox.size).all()
     places = np.array([text.get_transform().transform(text.get_position()) for text in texts])
+    slack = np.array([0, 1])  # the box of a text is higher than its letters
     for frame in frames:
         inside = (places > frame[:2]).all(axis=1) & (places < frame[2:]).all(axis=1)
-        fits = (extents[:, :2] >= frame[:2] - (0, 1)) & (extents[:, 2:] <= frame[2:] + (0, 1))
+        fits = (extents[:, :2] >= frame[:2] - slack) & (extents[:, 2:] <= frame[2:] + slack)
         assert [texts[index] for index in np.flatnonzero(inside & ~fits.all(axis=1))] == []
     low, high = np.maximum(extents[:, None, :2], extents[:, :2]), np.minimum(extents[:, None, 2:], extents[:, 2:])
     overlaps = np.argwhere(np.triu((low < high).all(axis=2), k=1))
