@@ -33,6 +33,7 @@ CONF = {
     "html_use_index": False,
     "suppress_warnings": ["toc.not_included"],  # pages that only a link leads to, such as data/README.md
     "nb_execution_mode": "off",
+    "nb_render_markdown_format": "myst",  # links between notebooks work in Markdown that a cell shows, too
     "nb_ipywidgets_js": {},  # otherwise scripts from the network
     "nb_code_prompt_show": "Show the solution",
     "nb_code_prompt_hide": "Hide the solution",
