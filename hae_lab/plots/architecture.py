@@ -206,13 +206,15 @@ def _heads(ax: Axes, rows: pd.DataFrame) -> None:
 def _level_texts(ax: Axes, lanes: Lanes, places: Places) -> None:
     """Parameters of each side at a level in the margins, shape of the level's maps between them."""
     bottom, width = max(level for _, level in lanes), ax.get_xlim()[1]
-    centre = sum(places[path][0] for path in lanes["middle", bottom]["path"].iloc[[0, -1]]) / 2
+    middle = sum(places[path][0] for path in lanes["middle", bottom]["path"].iloc[[0, -1]]) / 2
+    # between the longest lanes, so that all shapes stand in one column
+    centre = (width + STEP * (_longest(lanes, "encoder") - _longest(lanes, "decoder"))) / 2
     for (side, level), lane in lanes.items():
         inside, y = lane[lane["section"] != "out"], places[lane["path"].iloc[0]][1]
         own, shape = _words(inside["params"].sum()), _level_shape(lanes, side, level)
         if side == "middle":
             y -= BOX_HEIGHT / 2 + 0.26
-            ax.text(centre, y, f"middle: {own}\n" + ", ".join(shape), ha="center", va="center", fontsize=12)
+            ax.text(middle, y, f"middle: {own}\n" + ", ".join(shape), ha="center", va="center", fontsize=12)
             continue
         x, align = (EDGE, "left") if side == "encoder" else (width - EDGE, "right")
         ax.text(x, y, own, ha=align, va="center", fontsize=SMALL)
