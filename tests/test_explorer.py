@@ -10,6 +10,7 @@ from hae_lab.explorer import MaskExplorerModel, explore
 from hae_lab.explorer.model import covering, nearest, place_of, scales, shape, token_at
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.plots import masks as pictures
+from hae_lab.profilers.visibility import visibility
 
 RULES = list(masks.RULES)
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
@@ -152,6 +153,25 @@ def test_the_answer_for_pixel_5_7_on_32_x_32():
     assert 111 <= numbers["keys_seen"] <= 111 + 27
     assert numbers["keys"] == 1104
     assert numbers["own_seen"] == {4: False, 8: False}
+
+
+@EACH_RULE
+def test_averaged_over_the_pixels_it_is_what_the_profiler_says(rule):
+    model = MaskExplorerModel(side=16, rule=rule)
+    numbers = []
+    for query in range(256):
+        model.pick(query)
+        numbers.append(model.numbers())
+    profile = visibility(model.grid, rule).iloc[0]
+    for p in (4, 8):
+        assert 100 * np.mean([number["own_seen"][p] for number in numbers]) == pytest.approx(
+            profile[f"own_{p}_percent"]
+        )
+        meets = [number["keys_seen_of_scale"][p] > 0 for number in numbers]
+        assert 100 * np.mean(meets) == pytest.approx(profile[f"sees_{p}_percent"])
+    assert numbers[0]["density_percent"] == pytest.approx(100 * profile["density"])
+    keys = [number["keys_seen"] for number in numbers]
+    assert (min(keys), np.median(keys), max(keys)) == tuple(profile[["keys_min", "keys_median", "keys_max"]])
 
 
 @EACH_RULE

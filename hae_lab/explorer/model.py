@@ -10,9 +10,9 @@ import numpy as np
 from hae_lab import masks
 from hae_lab.errors import require, require_name
 from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.profilers.visibility import NEIGHBOURHOOD, carried_pixels
 
 LARGEST_SIDE = 128  # 17,664 tokens: a mask of 30 MB
-NEIGHBOURHOOD = 7  # side of the window of pixels around the query
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
@@ -188,10 +188,10 @@ class MaskExplorerModel:
         are thrown away, so only pixels carry from block to block. Attention alone: convolutions reach further.
         """
         itself = np.arange(self.grid.n) == self.query
-        reached = carried(self.grid, self.seen() | itself)
+        reached = carried_pixels(self.grid, self.seen() | itself)  # (n_local,)
         for _ in range(blocks - 1):
-            reached |= carried(self.grid, self.seen(np.flatnonzero(reached)))
-        return reached
+            reached |= carried_pixels(self.grid, self.seen(np.flatnonzero(reached)))
+        return reached.reshape(self.grid.height, self.grid.width)
 
     def numbers(self) -> dict[str, Any]:
         """What the query sees, in numbers: see the keys. Shares are in percent."""
@@ -242,12 +242,6 @@ class MaskExplorerModel:
 def maps(grid: TokenGrid, tokens: np.ndarray) -> dict[int, np.ndarray]:
     """Values of all tokens as one map a scale: (n,) -> patch size -> (rows, columns)."""
     return {p: tokens[slice(*grid.span(p))].reshape(shape(grid, p)) for p in scales(grid)}
-
-
-def carried(grid: TokenGrid, tokens: np.ndarray) -> np.ndarray:
-    """The pixels that a set of tokens holds: (n,) bool -> (height, width) bool."""
-    layers = [tokens.repeat(p, axis=0).repeat(p, axis=1) for p, tokens in maps(grid, tokens).items()]
-    return np.any(layers, axis=0)
 
 
 def neighbourhood(pixels: np.ndarray, place: Place, side: int = NEIGHBOURHOOD) -> np.ndarray:

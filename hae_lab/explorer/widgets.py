@@ -12,8 +12,9 @@ import traitlets
 
 from hae_lab import masks
 from hae_lab.errors import HAELabError, require
-from hae_lab.explorer.model import NEIGHBOURHOOD, MaskExplorerModel, maps
+from hae_lab.explorer.model import MaskExplorerModel, maps
 from hae_lab.plots import masks as pictures
+from hae_lab.profilers.visibility import NEIGHBOURHOOD
 
 SIDES = (4, 8, 16, 32, 64)  # maps that the levels of a U-Net have
 LAST_SEED = 20
