@@ -76,9 +76,8 @@ def run_notebooks(options: argparse.Namespace) -> None:
     from hae_lab import notebooks
 
     if options.blank:
-        for path in notebooks.find("notebooks"):
-            notebooks.write(notebooks.blank(notebooks.read(path)), options.out / path.name)
-        print(f"blank copies in {options.out.resolve()}")
+        written = notebooks.write_blank("notebooks", options.out)
+        print(f"{len(written)} copies without outputs and solutions in {options.out.resolve()}")
         return
     for path in notebooks.find("notebooks", tuple(options.refresh)):
         notebooks.refresh(path)
@@ -88,7 +87,10 @@ def run_notebooks(options: argparse.Namespace) -> None:
 def run_site(options: argparse.Namespace) -> None:
     from hae_lab.site import build_site
 
-    print(f"open {build_site('notebooks', options.out).index.resolve()}")
+    site = build_site("notebooks", options.out)
+    for warning in site.warnings:
+        print(f"hae-lab: {warning}", file=sys.stderr)
+    print(f"open {site.index.resolve()}")
 
 
 def run_bench(options: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@ fields; Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
 """
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from math import isfinite
 from typing import Any, Self
 
 from hae_lab import masks
@@ -106,6 +107,8 @@ class HAEConfig:
         require(isinstance(values, dict), f"a config in JSON is an object of fields, got {text[:60]!r}")
         for name in values:
             require_name("field", name, FIELDS)
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+        require(not missing, f"a config in JSON needs {', '.join(missing)}, got {text[:60]!r}")
         return cls(**values)
 
 
@@ -131,7 +134,7 @@ def hybrid_sites(config: HAEConfig) -> list[tuple[str, int]]:
 def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
     is_sequence = isinstance(value, list | tuple)
     require(
-        is_sequence and all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value),
+        is_sequence and all(_is_whole(item) and item > 0 for item in value),
         f"{name} is a sequence of positive whole numbers, got {value!r}",
     )
     return tuple(value)
@@ -140,8 +143,7 @@ def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
 def _check_values(config: HAEConfig) -> None:
     for name in COUNTS:
         value = getattr(config, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        require(is_count, f"{name} is a positive whole number, got {value!r}")
+        require(_is_whole(value) and value > 0, f"{name} is a positive whole number, got {value!r}")
     for name, choices in CHOICES.items():
         require_name(name, getattr(config, name), choices)
     for field in fields(config):
@@ -151,12 +153,13 @@ def _check_values(config: HAEConfig) -> None:
     require_name("mask rule", config.mask_rule, masks.RULES)
     require(_is_number(config.dropout) and 0 <= config.dropout < 1, f"dropout is in [0, 1), got {config.dropout!r}")
     require(_is_number(config.sparsity) and 0 <= config.sparsity < 1, f"sparsity is in [0, 1), got {config.sparsity!r}")
-    require(_is_number(config.mlp_ratio) and config.mlp_ratio > 0, f"mlp_ratio is above 0, got {config.mlp_ratio!r}")
+    ratio = config.mlp_ratio
+    require(_is_number(ratio) and isfinite(ratio) and ratio > 0, f"mlp_ratio is a number above 0, got {ratio!r}")
     seed = config.mask_seed
-    require(isinstance(seed, int) and seed >= 0, f"mask_seed is a whole number from 0, got {seed!r}")
+    require(_is_whole(seed) and seed >= 0, f"mask_seed is a whole number from 0, got {seed!r}")
     classes = config.num_classes
     require(
-        classes is None or (isinstance(classes, int) and classes > 0),
+        classes is None or (_is_whole(classes) and classes > 0),
         f"num_classes is None or a positive whole number, got {classes!r}",
     )
 
@@ -197,6 +200,10 @@ def _check_heads(config: HAEConfig, field: str, levels: set[int]) -> None:
     require(not bad, f"{field}={heads} does not divide the widths {bad}: take a common divisor of {config.channels}")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -213,7 +220,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 _LESSON = {
     "in_channels": 1, "out_channels": 1, "model_channels": 16, "channel_mult": (1, 2, 2), "num_res_blocks": 1,
-    "attention_resolutions": (4,), "num_heads": 4,
+    # at this width a norm group is one channel, which would cancel a timestep that is only added
+    "attention_resolutions": (4,), "num_heads": 4, "use_scale_shift_norm": True,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

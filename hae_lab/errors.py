@@ -19,6 +19,7 @@ def require_name(kind: str, name: object, known: Iterable[str]) -> None:
     known = list(known)
     if name in known:
         return
-    near = get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    spelled = {str(option).lower(): option for option in known}
+    near = get_close_matches(str(name).lower(), spelled, n=1)
+    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
     raise HAELabError(f"unknown {kind} {name!r}: {hint}known are {', '.join(map(str, known))}")

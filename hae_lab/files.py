@@ -16,6 +16,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Makes the folder if needed. Raises `HAELabError` if the folder cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise HAELabError(f"cannot write {str(path)!r}: it is a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # same suffix: writers choose the format by it

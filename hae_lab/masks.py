@@ -305,6 +305,7 @@ def distinct_columns(rows: int, n: int, count: int, generator: np.random.Generat
     Draws with replacement, then redraws each repeated column until none repeats. The result does not depend on which
     columns are favoured, so every subset is equally likely.
     """
+    require(count <= n, f"{count} different columns of {n} do not exist")
     columns = np.sort(generator.integers(n, size=(rows, count), dtype=np.int32), axis=1)
     keys = (n * np.arange(rows)[:, None] + columns).ravel()  # ascending, one number a (row, column)
     places = np.flatnonzero(keys[1:] == keys[:-1]) + 1

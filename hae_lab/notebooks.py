@@ -108,6 +108,16 @@ def blank(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def write_blank(folder: str | Path, out: str | Path) -> list[Path]:
+    """Write the copies for class into `out`. Raises `HAELabError` if one is there already: it may be a student's."""
+    paths = find(folder)
+    there = [path.name for path in paths if (Path(out) / path.name).exists()]
+    require(not there, f"{str(out)!r} already holds {', '.join(there)}: name a new folder")
+    for path in paths:
+        write(blank(read(path)), Path(out) / path.name)
+    return [Path(out) / path.name for path in paths]
+
+
 def _normal_outputs(cell: NotebookNode) -> Iterator[NotebookNode]:
     for output in cell.outputs:
         if output.output_type == "stream":

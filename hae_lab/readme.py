@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from hae_lab import notebooks, plots
 from hae_lab.config import VARIANTS
 from hae_lab.errors import require_name
@@ -61,17 +63,24 @@ def variants(folder: Path) -> str:
 
 
 def advice(folder: Path) -> str:
-    """The document's advice on which variant to choose, beside what we counted."""
-    table = parameter_table.parameter_table()
-    percent = table[(table["preset"] == PRESET) & (table["scope"] == "whole model")].set_index("variant")
-    percent = percent["percent_of_hae"]
+    """The document's advice on which variant to choose, beside what we counted and measured."""
+    together = pd.read_csv(folder / "data" / "variants_together.csv")
+    percent = together.pivot(index="variant", columns="quantity", values="percent_of_hae")
+    readings = pd.read_csv(folder / "data" / "claims.csv").query("id == 'v2_efficiency'")
+    of_time = readings[readings["scope"].str.startswith("time")].iloc[-1]
+    lite, v2 = percent.loc["lite"], percent.loc["v2"]
     rows = [
         ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], "no quality has been measured yet"],
-        ["balance (平衡应用)", plots.VARIANT_NAMES["lite"], f"{percent['lite']:.0f} % of HAE's parameters, not 70 %"],
+        [
+            "balance (平衡应用)",
+            plots.VARIANT_NAMES["lite"],
+            f"{lite['parameters']:.0f} % of HAE's parameters (not 70 %), {lite['MACs']:.0f} % of its MACs",
+        ],
         [
             "efficiency first (效率优先)",
             plots.VARIANT_NAMES["v2"],
-            f"{percent['v2']:.0f} %, not 40 %",
+            f"{v2['parameters']:.0f} % of HAE's parameters (not 40 %), {v2['MACs']:.0f} % of its MACs; whether it "
+            f"is the fastest: {of_time['verdict']} (one denoising step, {of_time['evidence'].split(', ', 1)[1]})",
         ],
         [
             "start with V2, upgrade later (渐进式部署)",
@@ -79,7 +88,18 @@ def advice(folder: Path) -> str:
             "`hae_lab.transfer_weights` copies what two variants share and names what it could not",
         ],
     ]
-    return markdown_table(["if you want", "the document says", "what we counted"], rows)
+    return markdown_table(["if you want", "the document says", "what we found"], rows)
+
+
+def claims(folder: Path) -> str:
+    """Each claim of the document, with the readings in which it holds and in which not."""
+    rows = []
+    for _, readings in pd.read_csv(folder / "data" / "claims.csv").groupby("id", sort=False):
+        verdicts = readings["verdict"].value_counts()
+        counts = ", ".join(f"{verdict} in {count}" for verdict, count in verdicts.items())
+        first = readings.iloc[0]
+        rows.append([f"{first['english']} ({first['section']})", counts, f"{first['scope']}: {first['computed']}"])
+    return markdown_table(["the document says", "of the readings it", "for example"], rows)
 
 
 def notebook_list(folder: Path) -> str:
@@ -97,4 +117,9 @@ def notebook_table(folder: str | Path = ".", link: str = "") -> str:
     return markdown_table(["notebook", "you will learn"], rows)
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"variants": variants, "advice": advice, "notebooks": notebook_list}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "variants": variants,
+    "advice": advice,
+    "notebooks": notebook_list,
+    "claims": claims,
+}

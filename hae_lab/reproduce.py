@@ -48,7 +48,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "impossibility": parameter_table.impossibility,
     "what_it_would_take": parameter_table.what_it_would_take,
     "architecture": architecture.unet_table,
-    "hybrid_blocks": architecture.hybrid_family,
+    "hybrid_blocks": partial(architecture.hybrid_family, level=2),  # the 32 x 32 map
     "macs_by_part": compute_table.part_rows,
     "macs_by_level": compute_table.level_rows,
     "macs_by_rule": compute_table.rule_rows,

@@ -49,7 +49,7 @@ def test_show_prints_the_tree_with_shapes_and_counts(capsys):
     printed = capsys.readouterr().out
     assert "shared_patch_embed" in printed
     assert "[1, 32, 8, 8]" in printed
-    assert "Total params: 368,113" in printed
+    assert "Total params: 387,873" in printed
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_blank_keeps_the_text_and_drops_outputs_and_solutions():
     assert not any("solution" in cell.metadata.get("tags", []) for cell in blank.cells)
 
 
+def test_blank_copies_never_overwrite(tmp_path):
+    written = notebooks.write_blank(FOLDER, tmp_path)
+    assert [path.name for path in written] == [path.name for path in PATHS]
+    written[0].write_text("a student's work")
+    with pytest.raises(HAELabError, match=f"already holds .*{written[0].name}"):
+        notebooks.write_blank(FOLDER, tmp_path)
+    assert written[0].read_text() == "a student's work"
+
+
 def test_a_failing_notebook_stays_as_it_was(tmp_path):
     path = tmp_path / "00_fails.ipynb"
     notebooks.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="a")]), path)

@@ -1,6 +1,8 @@
 """One command makes every table and figure; the committed ones are what it makes."""
 
 import hashlib
+import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -23,19 +25,33 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def skip_if_made_by_other_versions(name: str) -> None:
+    """The other counters change with their versions; CI pins them."""
+    columns = [column for column in pd.read_csv(ROOT / "data" / f"{name}.csv", nrows=1) if column.endswith("_version")]
+    rows = pd.read_csv(ROOT / "data" / f"{name}.csv", dtype=str)
+    for column in columns:
+        committed, here = rows[column].iloc[0], version(column.removesuffix("_version"))
+        if committed != here and os.environ.get("CI") != "true":
+            pytest.skip(f"{name}.csv was made with {column} {committed}, here is {here}")
+
+
 @pytest.mark.parametrize("name", reproduce.TABLES)
 def test_committed_table_is_what_the_code_makes(made, name):
+    skip_if_made_by_other_versions(name)
     assert (made / "data" / f"{name}.csv").read_text() == (ROOT / "data" / f"{name}.csv").read_text()
 
 
 def test_every_name_has_its_file_and_no_temporary_stays(made):
     assert {path.stem for path in (made / "data").iterdir()} == set(reproduce.TABLES)
-    assert {path.stem for path in (made / "figures").iterdir()} == set(reproduce.FIGURES)
+    vector = {f"{name}.svg" for name, source in reproduce.FIGURES.items() if source.vector}
+    assert {path.name for path in (made / "figures").iterdir()} == vector | {
+        f"{name}.png" for name in reproduce.FIGURES
+    }
 
 
 def test_two_runs_write_the_same_bytes(made, tmp_path):
     figure = next(iter(reproduce.FIGURES))
-    reproduce.reproduce(tmp_path, only=[figure, "feasibility"])
+    reproduce.reproduce(tmp_path, only=[figure, "feasibility", "unet_v2"])
     for folder in ("data", "figures"):
         again = digests(tmp_path / folder)
         assert again.items() <= digests(made / folder).items()
@@ -76,8 +92,9 @@ def test_drawing_leaves_the_users_settings_alone():
 
 
 def test_titles_stay_inside_their_figures():
+    made = {}
     for name, source in reproduce.FIGURES.items():
-        figure = source.draw(*(reproduce.TABLES[table]() for table in source.tables))
+        figure = source.draw(*(reproduce._rows(table, made) for table in source.tables))
         figure.draw_without_rendering()
         box = figure._suptitle.get_window_extent()
         assert box.x0 >= 0, name

@@ -1,12 +1,10 @@
 """Building models, saving and loading them, and moving weights between variants."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,6 +38,8 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """Write the state dict as `.safetensors` or `.pt`, whole or not at all. Raises `HAELabError` for other endings."""
     path = Path(path)
     _check_suffix(path)
+    on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
+    require(not on_meta, "this model lives on the meta device and has no weights to save: build it without")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
@@ -57,14 +57,22 @@ def load_checkpoint(
     Takes a state dict, a `.safetensors` file or a `.pt` file (read with `weights_only=True`: it cannot run code).
     Raises `HAELabError` for an unreadable file, and for names or shapes that do not fit, all in one message.
     """
+    require(isinstance(config, HAEConfig), f"config is an HAEConfig, got {config!r}: make one with hae_lab.config(...)")
     if isinstance(path_or_dict, Mapping):
         state, source = dict(path_or_dict), "the state dict"
     else:
-        state, source = _read_state(Path(path_or_dict)), str(path_or_dict)
+        is_path = isinstance(path_or_dict, str | Path)
+        require(is_path, f"a checkpoint is a path or a state dict, got a {type(path_or_dict).__name__}")
+        state, source = _read_state(Path(path_or_dict)), repr(str(path_or_dict))
+    is_state = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    require(is_state, f"{source} does not hold a state dict of tensors by name")
     with torch.device("meta"):
         model = build(config)
-    _check_fits(state, model.state_dict(), source)
-    model.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, strict=True, assign=True)
+    expected = model.state_dict()
+    _check_fits(state, expected, source)
+    # copies in the model's precision: the caller's tensors stay the caller's
+    weights = {name: tensor.detach().to(device, expected[name].dtype, copy=True) for name, tensor in state.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(True).eval()
 
 
@@ -93,12 +101,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     require(path.is_file(), f"no such file: {str(path)!r}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file can raise anything inside the reader
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HAELabError(f"{str(path)!r} is not a readable checkpoint (corrupted or truncated?): {reason}") from None
     require(
-        isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values()),
-        f"{str(path)!r} does not hold a state dict of tensors",
+        isinstance(state, Mapping), f"{str(path)!r} does not hold a state dict of tensors, but a {type(state).__name__}"
     )
     return dict(state)
 

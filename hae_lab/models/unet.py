@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hae_lab.config import VARIANTS, HAEConfig
-from hae_lab.errors import require
+from hae_lab.config import FIELDS, VARIANTS, HAEConfig
+from hae_lab.errors import require, require_name
 from hae_lab.models.hybrid import HybridBlock
 from hae_lab.models.layers import (
     ACTIVATIONS,
@@ -142,10 +142,16 @@ class HAEUNet(nn.Module):
             "or number of channels build a model with other image_size or in_channels",
         )
         require(x.is_floating_point(), f"x is {x.dtype}: it must be floating point, usually scaled to [-1, 1]")
+        dtype = self.out[-1].weight.dtype
+        fits = x.dtype == dtype or torch.is_autocast_enabled(x.device.type)
+        require(fits, f"x is {x.dtype}, the model's weights are {dtype}: convert one, or run under torch.autocast")
         batch = len(x)
+        require(batch > 0, f"x has shape {tuple(x.shape)}: at least one image is needed")
+        is_real = not timesteps.is_complex() and timesteps.dtype != torch.bool
         require(
-            tuple(timesteps.shape) == (batch,),
-            f"timesteps has shape {tuple(timesteps.shape)}: one number a sample is needed, shape ({batch},)",
+            tuple(timesteps.shape) == (batch,) and is_real,
+            f"timesteps is {timesteps.dtype} of shape {tuple(timesteps.shape)}: one number a sample is needed, "
+            f"shape ({batch},)",
         )
         if y is None:
             return
@@ -239,15 +245,22 @@ class HAEUNetModel(HAEUNet):
         for name, value in FIXED_KEYWORDS.items():
             given = options.pop(name, value)
             require(given == value, f"{name}={given!r} is not part of the HAE family: leave it out, or pass {value!r}")
-        body = HAEConfig(
+        slots = VARIANTS[self.variant]
+        fixed = [name for name in options if name in slots]
+        require(not fixed, f"{type(self).__name__} fixes {', '.join(fixed)}: use hae_lab.build to change a slot")
+        for name in options:
+            require_name("field", name, FIELDS)
+        config = HAEConfig(
             image_size=image_size,
             in_channels=in_channels,
             model_channels=model_channels,
             out_channels=out_channels,
             num_res_blocks=num_res_blocks,
             attention_resolutions=attention_resolutions,
+            **slots,
+            **options,
         )
-        super().__init__(body.replace(**VARIANTS[self.variant], **options))
+        super().__init__(config)
 
 
 class HAEUNetModelLite(HAEUNetModel):

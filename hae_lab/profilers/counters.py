@@ -8,6 +8,7 @@ Attention runs by the kernel `masked`, the one that all of them can follow.
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import product
 from typing import Any
 
@@ -37,9 +38,12 @@ def counter_configs(
 def counters(configs: Mapping[str, HAEConfig]) -> pd.DataFrame:
     """A row for each model and counter: one pass of batch 1.
 
-    Columns: name, mask_rule, counter, mode, macs, ratio (to our formulas for what runs), unexplained_macs, reason.
+    Columns: name, mask_rule, counter, mode, macs, ratio (to our formulas for what runs), unexplained_macs, reason, and
+    the versions of the counters, on which they depend.
     """
-    return pd.DataFrame([row for name, model_config in configs.items() for row in _rows(name, model_config)])
+    rows = pd.DataFrame([row for name, model_config in configs.items() for row in _rows(name, model_config)])
+    versions = {f"{package}_version": version(package) for package in ("torch", "fvcore", "torchinfo")}
+    return rows.assign(**versions)
 
 
 def flop_counter_macs(model: nn.Module, args: tuple[Any, ...], formulas: Mapping[Any, Callable] | None = None) -> int:
