@@ -39,21 +39,22 @@ class Pairs(NamedTuple):
         """x of the query times y of the key, for each pair: (N, m, d), (N, n, d) -> (N, m, r)."""
         if self.pattern is None:  # the same products, counted
             return (x[:, :, None] @ y[:, self.columns.long()].mT).squeeze(2)
-        return torch.stack([self._sampled(*pair).view_as(self.columns) for pair in zip(x, y, strict=True)])
-
-    def _sampled(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.sparse.sampled_addmm(self.pattern.to(x.dtype), x, y.mT, beta=0.0).values()
+        pattern = self.pattern.to(x.dtype)
+        products = x.new_empty(len(x), *self.columns.shape)
+        for out, query, key in zip(products.flatten(1), x, y, strict=True):
+            out.copy_(torch.sparse.sampled_addmm(pattern, query, key.mT, beta=0.0).values())
+        return products
 
     def to_queries(self, weights: Tensor, y: Tensor) -> Tensor:
         """Weighted sum of y over the pairs of each query: (N, m, r), (N, n, d) -> (N, m, d)."""
         if self.pattern is None:
             return (weights[:, :, None] @ y[:, self.columns.long()]).squeeze(2)
-        return torch.stack([_bag_sums(self.columns, *pair) for pair in zip(weights, y, strict=True)])
+        return torch.stack([_bag_sums(self.columns, *head) for head in zip(weights, y, strict=True)])
 
     def to_keys(self, weights: Tensor, x: Tensor) -> Tensor:
         """Weighted sum of x over the pairs of each key: (N, m, r), (N, m, d) -> (N, n, d)."""
-        weights = (w.index_select(0, self.order) for w in weights.flatten(1))
-        return torch.stack([_bag_sums(self.rows, w, y, self.offsets) for w, y in zip(weights, x, strict=True)])
+        by_key = (head.index_select(0, self.order) for head in weights.flatten(1))
+        return torch.stack([_bag_sums(self.rows, *head, self.offsets) for head in zip(by_key, x, strict=True)])
 
 
 def _bag_sums(index: Tensor, weights: Tensor, x: Tensor, offsets: Tensor | None = None) -> Tensor:
@@ -105,7 +106,8 @@ class _Columns(torch.autograd.Function):
         ctx.plan, ctx.dropout = plan, dropout
         ctx.seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
         scores = plan.pairs.dot(q, k)  # (N, m, r)
-        kept = torch.empty_like(scores)
+        # without a backward pass the weights may take the place of the scores
+        kept = torch.empty_like(scores) if any(ctx.needs_input_grad) else scores
         out = torch.zeros_like(q)
         generator = _generator(q.device, ctx.seed)
         for block in plan.blocks:
@@ -123,7 +125,7 @@ class _Columns(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, scores, out = ctx.saved_tensors
-        pairs = ctx.plan.pairs
+        pairs, grad = ctx.plan.pairs, grad.contiguous()
         inner = (grad * out).sum(dim=-1, keepdim=True)  # (N, m, 1) weights times their gradients, summed
         slopes = pairs.dot(grad, v)  # (N, m, r) gradient of each weight, then of its score
         kept = torch.empty_like(scores)
@@ -213,10 +215,10 @@ def _slices(places: np.ndarray) -> tuple[slice, ...]:
 
 def _pairs(columns: np.ndarray, n: int, device: torch.device) -> Pairs:
     m, r = columns.shape
-    order = columns.ravel().argsort(kind="stable")
+    order = columns.ravel().argsort(kind="stable").astype(np.int32)
     counts = np.bincount(columns.ravel(), minlength=n)
-    arrays = (np.arange(0, m * r + 1, r), columns, order, order // r, counts.cumsum() - counts)
-    begins, *rest = (torch.from_numpy(array.astype(np.int32)).to(device) for array in arrays)
+    arrays = (np.arange(0, m * r + 1, r), columns, order, order // np.int32(r), counts.cumsum() - counts)
+    begins, *rest = (torch.from_numpy(array.astype(np.int32, copy=False)).to(device) for array in arrays)
     pattern = None if device.type == "meta" else _pattern(begins, rest[0].flatten(), (m, n))
     return Pairs(pattern, *rest)
 
