@@ -1,0 +1,69 @@
+"""Tables of work: their sums, the sampling runs, the paper's formula, the variants side by side."""
+
+import pandas as pd
+import pytest
+
+from hae_lab import config
+from hae_lab.profilers import compute_table as table
+from hae_lab.profilers.compute import compute, total
+
+
+@pytest.fixture(scope="module")
+def parts() -> pd.DataFrame:
+    return table.part_rows()
+
+
+def test_parts_sum_to_the_model(parts):
+    whole = total(compute(config("lite", "cifar32")))
+    mine = parts[(parts["preset"] == "cifar32") & (parts["variant"] == "lite")]
+    for account in ("dense", "kept", "run", "document"):
+        assert mine[f"macs_{account}"].sum() == whole[f"macs_{account}"]
+        assert (mine[f"flops_{account}"] == 2 * mine[f"macs_{account}"]).all()
+
+
+def test_variants_differ_in_their_slots_alone(parts):
+    rows = parts[parts["preset"] == "brats128"].set_index(["variant", "part"])["macs_document"]
+    for part in ("body", "CNN branch", "attention scores and values"):
+        assert rows["hae", part] == rows["lite", part] == rows["v2", part]
+    # hidden width 4C against C / 4
+    assert rows["lite", "MLP"] == 16 * rows["v2", "MLP"]
+
+
+def test_levels_hold_the_decoder():
+    frame = compute(config("v2", "cifar32", mask_rule="document_shared"))
+    rows = table.level_rows()
+    mine = rows[(rows["preset"] == "cifar32") & (rows["variant"] == "v2")]
+    assert mine["macs_run"].sum() == frame[frame["section"] == "decoder"]["macs_run"].sum()
+    assert mine["height"].tolist() == [32, 16, 8, 4]
+
+
+def test_dense_is_the_same_under_every_rule():
+    rows = table.rule_rows("cifar32")
+    assert (rows.groupby("variant")["macs_dense"].nunique() == 1).all()
+    assert (rows["macs_kept"] <= rows["macs_dense"]).all()
+
+
+def test_guidance_doubles_and_steps_multiply():
+    rows = table.sampling_rows("cifar32").set_index(["variant", "sampler", "guidance"])["macs_run"]
+    assert rows["v2", "DDPM", True] == 2000 * rows["v2", "one step", False]
+    assert rows["v2", "DDIM", False] == 25 * rows["v2", "one step", False]
+
+
+def test_the_papers_formula_reaches_ninety_percent_where_the_table_says():
+    for row in table.paper_formula().to_dict("records"):
+        n, c = row["pixels_for_90_percent"], row["channels"]
+        assert (0.15 * n + 3.75 * c) / (2 * n + 4 * c) == pytest.approx(0.10)
+        assert (row["saved_percent"] >= 90) == (row["height"] ** 2 >= n)
+
+
+def test_variants_together_takes_time_from_the_measured_rows():
+    cases = [("unet", "unet"), *((f"{name}, document_shared", name) for name in ("hae", "lite", "v2"))]
+    latency = pd.DataFrame(
+        {"benchmark": "model", "device_name": "here", "case": case, "variant": variant}
+        | {"ms_q1": ms - 1, "ms_median": ms, "ms_q3": ms + 1}
+        for (case, variant), ms in zip(cases, (50.0, 100.0, 90.0, 80.0), strict=True)
+    )
+    rows = table.variants_together(latency, "cifar32").set_index(["variant", "quantity"])
+    assert rows.loc[("v2", "time"), ["percent_of_hae", "percent_q1", "percent_q3"]].tolist() == [80, 79, 81]
+    assert rows.loc[("v2", "parameters"), "value"] == 45_110_339
+    assert rows.loc[("hae", "MACs"), "percent_of_hae"] == 100
