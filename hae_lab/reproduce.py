@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 
 from hae_lab import claims, plots
 from hae_lab.config import VARIANTS
+from hae_lab.diffusion.data import phantoms
 from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.explorer import MaskExplorerModel
 from hae_lab.files import atomic_path
 from hae_lab.masks import RULES, TokenGrid
 from hae_lab.profilers import architecture, compute_table, counters, parameter_table
@@ -62,6 +64,13 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
 MEASURED = {"latency_cpu": lambda: read_table("latency_cpu")}
 
 
+def mask_rules_figure() -> plots.Chart:
+    """Every rule's matrix, and what pixel (5, 7) of a 32 x 32 phantom sees."""
+    states = [MaskExplorerModel(rule=rule, side=32, query=5 * 32 + 7) for rule in RULES]
+    image = phantoms(1, size=32, seed=3).images[0, 0].numpy()
+    return plots.mask_rules([state.view() for state in states], [state.matrix() for state in states], image)
+
+
 @dataclass(frozen=True)
 class FigureSource:
     """What draws a figure, and the tables that go into it; `vector` figures are written as SVG too."""
@@ -85,6 +94,7 @@ FIGURES: dict[str, FigureSource] = {
     "hybrid_blocks": FigureSource(plots.hybrid_blocks, ("hybrid_blocks",), vector=True),
     "macs_by_part": FigureSource(plots.macs_by_part, ("macs_by_part",)),
     "macs_by_level": FigureSource(plots.macs_by_level, ("macs_by_level",)),
+    "mask_rules": FigureSource(mask_rules_figure, ()),
     "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("latency_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
