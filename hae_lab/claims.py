@@ -17,9 +17,10 @@ from hae_lab.masks import TokenGrid, mask_for
 from hae_lab.models import BottleneckMLP
 from hae_lab.models.hybrid import token_mlp
 from hae_lab.profilers import compute_table, parameter_table
-from hae_lab.profilers.compute import PROJECTIONS, SCORES, compute, total
+from hae_lab.profilers.compute import PROJECTIONS, SCORES, total
 from hae_lab.profilers.counters import flop_counter_macs
 from hae_lab.profilers.parameter_table import CLAIM_PERCENT
+from hae_lab.profilers.visibility import seen_by_any_group
 
 HOLDS, NEARLY, FAILS, OPEN = "holds", "nearly holds", "does not hold", "cannot tell"
 PRESET, ORDER = "brats128", ("hae", "lite", "v2")
@@ -93,7 +94,7 @@ def _attention(latency: pd.DataFrame) -> Iterator[Finding]:
     saved = 100 * (1 - _published_kernel_macs(mask=True) / _published_kernel_macs(mask=False))
     scope = "MACs that nn.MultiheadAttention saves when it is given the mask, as published"
     yield Finding(scope, f"{saved:.1f} %", judge(saved, 90), "FlopCounterMode on the meta device, notebook 06")
-    rows = compute(config("hae", PRESET, mask_rule="document_shared"))
+    rows = compute_table.step_rows("hae", PRESET, "document_shared")
     layer = total(rows[rows["part"].isin([PROJECTIONS, SCORES])])
     for scope, macs in (("attention layers with their projections", layer), ("whole model", total(rows))):
         saved = 100 * (1 - macs["macs_run"] / macs["macs_document"])
@@ -144,12 +145,17 @@ def _bottleneck(latency: pd.DataFrame) -> Iterator[Finding]:
     for scope, count in readings.items():
         saved = 100 * (1 - bottleneck / count)
         yield Finding(f"{scope}, C = {channels}", f"{saved:.1f} %", judge(saved, 75), "counted here, notebook 04")
-    table = parameter_table.parameter_table()
-    whole = table[(table["scope"] == "whole model") & (table["preset"] == PRESET)].set_index("variant")["params"]
+    whole = _whole_params()
     saved = 100 * (1 - whole["v2"] / whole["lite"])
     yield Finding(
         f"whole model, V2 against Lite, {PRESET}", f"{saved:.1f} %", judge(saved, 75), "data/parameter_table.csv"
     )
+
+
+def _whole_params() -> pd.Series:
+    """Parameters of each variant's whole model."""
+    table = parameter_table.parameter_table()
+    return table[(table["scope"] == "whole model") & (table["preset"] == PRESET)].set_index("variant")["params"]
 
 
 def _count(module: nn.Module) -> int:
@@ -161,19 +167,21 @@ def _scales(latency: pd.DataFrame) -> Iterator[Finding]:
         sides = [config("hae", preset).sizes[level] for level in config("hae", preset).hybrid_levels]
         grids = [TokenGrid(side, side) for side in sides]
         exist = sum(not grid.dropped for grid in grids)
-        seen = sum(not grid.dropped and all(_seen(grid, p) for p in grid.scales) for grid in grids)
+        seen = sum(not grid.dropped and _all_scales_seen(grid) for grid in grids)
         verdict = HOLDS if seen == len(grids) else FAILS
         computed = f"three scales exist on {exist} and are seen by some pixel on {seen} of {len(grids)} maps"
         yield Finding(f"{preset}, maps of side {', '.join(map(str, sides))}", computed, verdict, "data/visibility.csv")
 
 
-def _seen(grid: TokenGrid, patch_size: int) -> bool:
-    return bool(mask_for("document", grid).seen(np.arange(grid.n_local))[slice(*grid.span(patch_size))].any())
+def _all_scales_seen(grid: TokenGrid) -> bool:
+    seen = seen_by_any_group(mask_for("document", grid), np.arange(grid.n_local))
+    return all(seen[slice(*grid.span(p))].any() for p in grid.scales)
 
 
 def _efficiency(latency: pd.DataFrame) -> Iterator[Finding]:
-    params = {variant: parameter_table._parts(config(variant, PRESET))["model"] for variant in ORDER}
-    macs = {variant: int(total(compute(config(variant, PRESET)))["macs_document"]) for variant in ORDER}
+    params = _whole_params()[list(ORDER)].to_dict()
+    steps = {variant: total(compute_table.step_rows(variant, PRESET, "document")) for variant in ORDER}
+    macs = {variant: int(step["macs_document"]) for variant, step in steps.items()}
     for what, counts in (("parameters", params), ("MACs of one denoising step, as published", macs)):
         share = {variant: 100 * count / counts["hae"] for variant, count in counts.items()}
         verdict = HOLDS if counts["v2"] < min(counts["lite"], counts["hae"]) else FAILS

@@ -6,9 +6,10 @@ One colour a variant everywhere, from seaborn's colour-blind safe palette; sizes
 import functools
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -79,6 +80,25 @@ def grouped_bars(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     sns.barplot(named, x=x, y=y, hue="name", palette=palette, hue_order=palette, saturation=1, ax=ax)
     for bars in ax.containers:
         ax.bar_label(bars, fmt="%.0f", fontsize=11)
+
+
+def stacked_bars(
+    figure: Chart, heights: pd.DataFrame, colours: Mapping[str, str], legend_title: str | None = None
+) -> Axes:
+    """A bar a variant (columns), stacked from parts (rows) in the order of `colours`, with its sum above."""
+    ax = figure.subplots()
+    bottom = np.zeros(len(VARIANT_NAMES))
+    for part, colour in colours.items():
+        height = heights.loc[part, list(VARIANT_NAMES)].to_numpy(float)
+        ax.bar(list(VARIANT_NAMES.values()), height, bottom=bottom, color=colour, label=part)
+        bottom += height
+    for place, top in enumerate(bottom):
+        ax.text(place, top + 0.01 * bottom.max(), f"{top:.1f}", ha="center")
+    ax.set_ylim(0, 1.1 * bottom.max())
+    ax.grid(axis="x", visible=False)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, title=legend_title)
+    return ax
 
 
 def span(values: pd.Series) -> str:

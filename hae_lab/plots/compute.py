@@ -5,7 +5,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from hae_lab.plots.base import CLAIM_COLOUR, PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, chart, new_chart
+from hae_lab.plots.base import (
+    CLAIM_COLOUR,
+    PALETTE,
+    VARIANT_COLOURS,
+    VARIANT_NAMES,
+    Chart,
+    chart,
+    new_chart,
+    stacked_bars,
+)
 
 ACCOUNTS = {
     "macs_document": ("as published, all n queries", "#555555"),
@@ -32,18 +41,8 @@ def macs_by_part(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
     table = rows.pivot(index="part", columns="variant", values="macs_document").fillna(0) / 1e9
     share = 100 * table.loc["attention scores and values", "hae"] / table["hae"].sum()
     figure = new_chart(f"The attention that the mask thins out is {share:.0f} % of HAE's work; the body does the most")
-    ax = figure.subplots()
-    bottom = np.zeros(len(VARIANT_NAMES))
-    for part, colour in WORK_COLOURS.items():
-        height = table.loc[part, list(VARIANT_NAMES)].to_numpy()
-        ax.bar(list(VARIANT_NAMES.values()), height, bottom=bottom, color=colour, label=part)
-        bottom += height
-    for place, top in enumerate(bottom):
-        ax.text(place, top + 1, f"{top:.1f}", ha="center")
-    ax.set(ylabel=f"GMACs of one denoising step, as published ({preset})", ylim=(0, 1.1 * bottom.max()))
-    ax.grid(axis="x", visible=False)
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
+    ax = stacked_bars(figure, table, WORK_COLOURS)
+    ax.set_ylabel(f"GMACs of one denoising step, as published ({preset})")
     return figure
 
 

@@ -14,6 +14,7 @@ from hae_lab.plots.base import (
     grouped_bars,
     new_chart,
     span,
+    stacked_bars,
 )
 
 PART_COLOURS = {
@@ -170,21 +171,8 @@ def where_parameters_sit(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
     figure = new_chart(
         f"HAE's patch projections hold {projections:.0f} % of its parameters; Lite and V2 drop almost all of them"
     )
-    ax = figure.subplots()
-    variants = list(VARIANT_NAMES)
-    bottom = np.zeros(len(variants))
-    for part, values in heights.items():
-        height = np.array([values[variant] for variant in variants]) / 1e6
-        ax.bar([VARIANT_NAMES[v] for v in variants], height, bottom=bottom, color=PART_COLOURS[part], label=part)
-        bottom += height
-    for place, total in enumerate(bottom):
-        ax.text(place, total + 2, f"{total:.1f} M", ha="center")
-    ax.set(ylabel=f"parameters, million ({preset})", ylim=(0, 1.1 * bottom.max()))
-    ax.grid(axis="x", visible=False)
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(
-        handles[::-1], labels[::-1], loc="outside right center", frameon=False, title="body: grey\nhybrid: coloured"
-    )
+    ax = stacked_bars(figure, pd.DataFrame(heights).T / 1e6, PART_COLOURS, "body: grey\nhybrid: coloured")
+    ax.set_ylabel(f"parameters, million ({preset})")
     return figure
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hae_lab import masks
 from hae_lab.config import VARIANTS, config
-from hae_lab.errors import require, require_name
+from hae_lab.errors import require_name
 from hae_lab.files import atomic_path
 from hae_lab.masks import TokenGrid, mask_for
 from hae_lab.models import build
@@ -19,7 +19,7 @@ from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, pairs_ru
 from hae_lab.models.kernels import merge_heads, split_heads
 from hae_lab.profilers.baselines import document_mask_loop, multihead_attention, the_documents_way
 from hae_lab.profilers.latency import predict, step_inputs
-from hae_lab.profilers.timing import environment, interleaved, peak_bytes
+from hae_lab.profilers.timing import check_device, environment, interleaved, peak_bytes
 
 CHANNELS, HEADS = 256, 8
 DOCUMENT, SDPA = "document's layer", "SDPA with the mask, all queries"
@@ -99,8 +99,7 @@ def bench(what: str, folder: str | Path = "data", device: str = "cpu") -> tuple[
     device that is not there.
     """
     require_name("benchmark", what, BENCHMARKS)
-    require_name("device", device, ("cpu", "cuda"))
-    require(device == "cpu" or torch.cuda.is_available(), "no CUDA device is available here: use --device cpu")
+    check_device(device)
     rows = BENCHMARKS[what](device)
     rows = rows.assign(benchmark=what, **environment(device))
     path = Path(folder) / f"latency_{device}.csv"

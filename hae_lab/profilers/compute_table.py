@@ -16,25 +16,26 @@ from hae_lab.profilers.parameters import parameter_formulas
 
 
 @lru_cache(maxsize=64)
-def _compute(variant: str, preset: str, mask_rule: str) -> pd.DataFrame:
+def step_rows(variant: str, preset: str, mask_rule: str) -> pd.DataFrame:
+    """`profilers.compute` of a variant on a preset, from a cache: do not change it."""
     return compute(config(variant, preset, mask_rule=mask_rule))
 
 
 def part_rows(mask_rule: str = "document") -> pd.DataFrame:
     """MACs of one denoising step by part, for every variant on four presets."""
-    return _stack(lambda variant, preset: by_part(_compute(variant, preset, mask_rule)), mask_rule)
+    return _stack(lambda variant, preset: by_part(step_rows(variant, preset, mask_rule)), mask_rule)
 
 
 def level_rows(mask_rule: str = "document_shared") -> pd.DataFrame:
     """MACs of one denoising step by decoder level, for every variant on four presets."""
-    return _stack(lambda variant, preset: by_level(_compute(variant, preset, mask_rule)), mask_rule)
+    return _stack(lambda variant, preset: by_level(step_rows(variant, preset, mask_rule)), mask_rule)
 
 
 def rule_rows(preset: str = "brats128") -> pd.DataFrame:
     """MACs of one denoising step under each mask rule, whole model, for every variant with hybrid blocks."""
     rows = []
     for variant, rule in product(("hae", "lite", "v2"), RULES):
-        macs = total(_compute(variant, preset, rule))[MACS].to_dict()
+        macs = total(step_rows(variant, preset, rule))[MACS].to_dict()
         rows.append({"preset": preset, "variant": variant, "mask_rule": rule} | macs)
     return pd.DataFrame(rows).astype(dict.fromkeys(MACS, "int64"))
 
@@ -43,7 +44,7 @@ def sampling_rows(preset: str = "brats128", mask_rule: str = "document_shared") 
     """MACs and FLOPs of whole samples: denoising steps, and twice as many passes with classifier-free guidance."""
     rows = []
     for variant in VARIANTS:
-        step = int(total(_compute(variant, preset, mask_rule))["macs_run"])
+        step = int(total(step_rows(variant, preset, mask_rule))["macs_run"])
         for sampler, steps in (("one step", 1), ("DDIM", 25), ("DDPM", 1000)):
             for guidance in (False, True):
                 macs = per_sample(step, steps, guidance)
@@ -94,7 +95,7 @@ def variants_together(latency: pd.DataFrame, preset: str = "brats128") -> pd.Dat
         model_config = config(variant, preset)
         counts = {
             "parameters": parameter_formulas(model_config)["model"],
-            "MACs": int(total(_compute(variant, preset, "document_shared"))["macs_run"]),
+            "MACs": int(total(step_rows(variant, preset, "document_shared"))["macs_run"]),
         }
         rows += [{"variant": variant, "quantity": name, "value": value} for name, value in counts.items()]
         rows.append({"variant": variant, "quantity": "time", "value": times.loc[variant, "ms_median"]})

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab.config import HAEConfig
-from hae_lab.errors import require, require_name
+from hae_lab.errors import require
 from hae_lab.models import build
-from hae_lab.profilers.timing import environment, interleaved
+from hae_lab.profilers.timing import check_device, environment, interleaved
 
 
 def latency(
@@ -28,8 +28,7 @@ def latency(
     Raises `HAELabError` for no models, or for a device that is not there.
     """
     require(len(models) > 0, 'name at least one model, for example {"v2": hae_lab.config("v2", "lesson16")}')
-    require_name("device", device, ("cpu", "cuda"))
-    require(device == "cpu" or torch.cuda.is_available(), "no CUDA device is available here: take device='cpu'")
+    check_device(device)
     built = {name: build(model) if isinstance(model, HAEConfig) else model for name, model in models.items()}
     modes = {name: model.training for name, model in built.items()}
     try:

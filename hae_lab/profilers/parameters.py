@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from hae_lab.config import HAEConfig, hybrid_sites
-from hae_lab.masks import SparseMask, mask_for
+from hae_lab.masks import mask_for
 from hae_lab.models import MSTB, HAEUNet, HybridBlock, build
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample
+from hae_lab.profilers.visibility import seen_by_any_group
 
 SECTIONS = {
     "time_embed": "embedding", "label_emb": "embedding", "class_emb": "embedding",
@@ -139,20 +140,12 @@ def _dead_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
 def _dead_scales(block: MSTB, side: int) -> Iterator[tuple[int, str]]:
     grid = block.grid(side, side)
     mask = mask_for(block.mask_rule, grid, block.sparsity, block.mask_seed)
+    seen = seen_by_any_group(mask, np.arange(grid.n_local))
     for index, p in enumerate(p for p in block.patch_sizes if p > 1):
         if p in grid.dropped:
             yield index, f"patch {p} does not divide the {side} x {side} map"
-        elif not _any_pixel_sees(mask, *grid.span(p)):
+        elif not seen[slice(*grid.span(p))].any():
             yield index, f"the mask hides the {p} x {p} patches of the {side} x {side} map from every pixel"
-
-
-def _any_pixel_sees(mask: SparseMask, first: int, last: int, chunk: int = 256) -> bool:
-    pixels = np.arange(mask.grid.n_local)
-    return any(
-        mask.allowed(pixels[start : start + chunk], group)[:, first:last].any()
-        for group in range(mask.groups)
-        for start in range(0, len(pixels), chunk)
-    )
 
 
 # Closed formulas: plain integer arithmetic on the config, sharing no code with the models.

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hae_lab.errors import require, require_name
+
 Cases = Mapping[str, Callable[[], object]]
 
 
@@ -93,6 +95,12 @@ def _reset_peak() -> int:
 def _peak() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def check_device(device: str) -> None:
+    """Raise `HAELabError` unless the device is known and there."""
+    require_name("device", device, ("cpu", "cuda"))
+    require(device == "cpu" or torch.cuda.is_available(), "no CUDA device is available here: take the device cpu")
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
