@@ -125,12 +125,13 @@ def test_work_under_a_small_budget_is_the_same(monkeypatch):
         assert_equal_to_reference(mask_for(rule, TokenGrid(12, 20)), ["masked", "blocks"])
 
 
-def test_rules_run_on_the_kernel_that_suits_them():
-    chosen = {rule: mask_for(rule, TokenGrid(8, 8)).kernel for rule in RULES}
+@pytest.mark.parametrize(("side", "own_columns"), [(8, "masked"), (16, "masked"), (32, "columns")])
+def test_rules_run_on_the_kernel_that_suits_them(side, own_columns):
+    chosen = {rule: mask_for(rule, TokenGrid(side, side)).kernel for rule in RULES}
     assert chosen == {
-        "document": "columns",
+        "document": own_columns,
         "document_shared": "blocks",
-        "always_regional": "columns",
+        "always_regional": own_columns,
         "spatial_reduction": "slices",
         "window2d": "blocks",
         "dense": "slices",
