@@ -7,14 +7,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch.utils.data import Dataset
 
 from hae_lab.config import HAEConfig
-from hae_lab.diffusion.data import check_whole, digits, phantoms, split_dataset
-from hae_lab.diffusion.training import Recipe, train
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.diffusion.data import ImageSet, check_whole, digits, phantoms, split_dataset
+from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
+from hae_lab.diffusion.sampling import sample
+from hae_lab.diffusion.training import Recipe, Trained, train
+from hae_lab.errors import HAELabError, require_name
 
 HELD_OUT = 256  # images
+LESIONS = 128  # images with a lesion
+LESION_CONTRAST = 0.4
 
 
 def _phantom_pair(size: int) -> tuple[Dataset, Dataset]:
@@ -49,7 +54,8 @@ def load_data(name: str, size: int) -> tuple[Dataset, Dataset]:
 class Experiment:
     """Model, data, recipe and seed of one run, and what to measure on it.
 
-    `data` is a name for `load_data`; `samples` images are drawn at the end (0: none, and no sample metrics).
+    `data` is a name for `load_data`; the learning curve has a point every `evaluate_every` steps; `samples` images are
+    drawn at the end, with anomaly maps where the data are phantoms (0: neither).
     """
 
     config: HAEConfig
@@ -57,10 +63,12 @@ class Experiment:
     data: str = "phantoms"
     seed: int = 0
     samples: int = 0
+    evaluate_every: int = 50
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, None)
-        check_whole("samples", self.samples, 0, None)
+        check_whole("samples", self.samples, 0, HELD_OUT)
+        check_whole("evaluate_every", self.evaluate_every, 1, None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -73,8 +81,43 @@ class Experiment:
 
 
 def run(experiment: Experiment, folder: str | Path | None = None, progress: bool = False) -> dict[str, Any]:
-    """Train and measure; the metrics as plain numbers, the learning curve as a list under "curve".
+    """Train and measure: numbers by name, and the held-out loss on the way as "curve", a list of [step, loss].
 
-    With a `folder`, a killed run continues where its last checkpoint was, and ends with the same numbers.
+    Always "loss" and its quartiles; with `samples` also "swd" and "mmd", and on phantoms "auroc" and "dice". With a
+    `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
     """
-    raise NotImplementedError
+    dataset, held_out = load_data(experiment.data, experiment.config.image_size)
+    trained = train(
+        experiment.config,
+        dataset,
+        experiment.recipe,
+        seed=experiment.seed,
+        folder=folder,
+        evaluate=lambda model: denoising_loss(model, held_out, experiment.recipe),
+        evaluate_every=experiment.evaluate_every,
+        progress=progress,
+    )
+    metrics = {name: value for name, value in trained.curve[-1].items() if name != "step"}
+    if experiment.samples:
+        metrics |= sample_metrics(trained, held_out, experiment.samples)
+        if experiment.data == "phantoms":
+            metrics |= anomaly_metrics(trained)
+    return metrics | {"curve": [[point["step"], point["loss"]] for point in trained.curve]}
+
+
+def sample_metrics(trained: Trained, held_out: Dataset, count: int) -> dict[str, float]:
+    """ "swd" and "mmd" of `count` samples to as many held-out images; one starting noise for all models."""
+    images = torch.stack([held_out[place]["image"] for place in range(count)])
+    drawn = sample(trained.model, count, trained.recipe)
+    return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)}
+
+
+def anomaly_metrics(trained: Trained) -> dict[str, float]:
+    """ "auroc" and "dice" of the model's anomaly maps on faint lesions it has never seen."""
+    lesions = lesion_phantoms(trained.model.config.image_size)
+    return detection(anomaly_maps(trained.model, lesions.images, trained.recipe), lesions.masks)
+
+
+def lesion_phantoms(size: int, count: int = LESIONS) -> ImageSet:
+    """Held-out phantoms, each with a lesion so faint that brightness alone does not give it away."""
+    return phantoms(count, size, split="held-out", lesions=True, contrast=LESION_CONTRAST)

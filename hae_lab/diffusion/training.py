@@ -1,16 +1,305 @@
-"""Training."""
-from dataclasses import dataclass
+"""Training: the denoising objective, one loop for every variant, and checkpoints from which a killed run continues.
+
+Noise schedules and the moving average are diffusers', device, precision and processes are accelerate's. What happens
+at a step depends on (seed, step) alone, so all variants of one seed see the same batches, timesteps and noise.
+Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
+(cosine schedule); Salimans & Ho 2022, https://arxiv.org/abs/2202.00512 (v); Ho & Salimans 2022,
+https://arxiv.org/abs/2207.12598 (label dropout).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from hae_lab.config import HAEConfig
+from hae_lab.diffusion.data import check_dataset, check_whole, data_key
+from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.files import atomic_path
+from hae_lab.models import HAEUNet, build, save_checkpoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+CHOICES = {
+    "prediction": ("epsilon", "v_prediction", "sample"),
+    "beta_schedule": ("squaredcos_cap_v2", "linear", "scaled_linear"),
+    "decay": ("constant", "cosine"),
+    "precision": ("no", "bf16", "fp16"),
+}
+ORDER, DRAWS = 0, 1  # streams of one seed: order of the images, and what is drawn at each step
+STATE, WEIGHTS = "state.pt", "model.safetensors"
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """How a model is trained. Raises `HAELabError` for a value that makes no sense."""
+
     steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    batch_size: int = 32  # images of one step, over all processes
+    learning_rate: float = 1e-3  # of AdamW
     warmup_steps: int = 50
-    ema_decay: float = 0.99
-    prediction: str = "epsilon"
+    decay: str = "constant"  # of the learning rate after the warm-up
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.99  # of the moving average of the weights, which is what is evaluated and kept
+    prediction: str = "epsilon"  # what the network's output means; names are diffusers'
     beta_schedule: str = "squaredcos_cap_v2"
     timesteps: int = 1000
-    label_dropout: float = 0.1
+    label_dropout: float = 0.1  # share of labels hidden, so that guidance has a model without label
     precision: str = "no"
-    evaluate_every: int = 50
-def train(): ...
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "timesteps"):
+            check_whole(name, getattr(self, name), 1, None)
+        check_whole("warmup_steps", self.warmup_steps, 0, None)
+        for name, choices in CHOICES.items():
+            require_name(name, getattr(self, name), choices)
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            require(isinstance(value, int | float) and value > 0, f"{name} is a number above 0, got {value!r}")
+        for name in ("ema_decay", "label_dropout"):
+            value = getattr(self, name)
+            require(isinstance(value, int | float) and 0 <= value < 1, f"{name} is in [0, 1), got {value!r}")
+
+
+RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """What a training run ends with: the averaged weights, in eval mode, and the learning curve."""
+
+    model: HAEUNet
+    recipe: Recipe
+    curve: tuple[dict[str, float], ...]  # {"step": ..., and what `evaluate` returned}
+    seconds: float  # spent on training steps, without evaluation
+
+
+def noise_scheduler(recipe: Recipe) -> "DDPMScheduler":
+    """The forward process of a recipe: `add_noise`, `get_velocity`, `alphas_cumprod`."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=recipe.timesteps, beta_schedule=recipe.beta_schedule, prediction_type=recipe.prediction
+    )
+
+
+def known_labels(config: HAEConfig, batch: dict[str, Tensor]) -> Tensor | None:
+    """The labels (B,) of a batch, for a model that takes them."""
+    return None if config.num_classes is None else batch["label"]
+
+
+class BatchOrder(Sampler[list[int]]):
+    """The places of each batch from step `start` on, and of these the share of one process.
+
+    Every image comes once an epoch, in an order that depends on (seed, epoch) alone.
+    """
+
+    def __init__(self, count: int, recipe: Recipe, seed: int, start: int = 0, share: slice = slice(None)) -> None:
+        self.count, self.seed, self.share = count, seed, share
+        self.steps, self.batch_size = range(start, recipe.steps), recipe.batch_size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        known: tuple[int, np.ndarray] | None = None
+        for step in self.steps:
+            batch = []
+            for number in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, place = divmod(number, self.count)
+                if known is None or known[0] != epoch:
+                    known = epoch, np.random.default_rng((self.seed, ORDER, epoch)).permutation(self.count)
+                batch.append(int(known[1][place]))
+            yield batch[self.share]
+
+
+@dataclass(kw_only=True)
+class _State:
+    """Everything that changes while training."""
+
+    model: nn.Module
+    optimizer: Any
+    schedule: Any
+    ema: "EMAModel"
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]]
+
+    def save(self, folder: Path, identity: str, weights: HAEUNet) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "ema")}
+        progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": identity}
+        with atomic_path(folder / STATE) as temporary:
+            torch.save(parts | progress, temporary)
+        save_checkpoint(weights, folder / WEIGHTS)
+
+    def load(self, path: Path, identity: str) -> None:
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken file can raise anything inside the reader
+            raise HAELabError(f"{str(path)!r} is no readable training state ({type(error).__name__})") from None
+        require(
+            saved["identity"] == identity,
+            f"{str(path.parent)!r} holds another run: {_difference(saved['identity'], identity)}; take another folder",
+        )
+        for name in ("model", "optimizer", "schedule", "ema"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+
+
+def train(
+    config: HAEConfig,
+    dataset: Dataset,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    save_every: int = 100,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 50,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train a fresh model of `config` on a map-style dataset.
+
+    `evaluate(model)` sees the averaged weights every `evaluate_every` steps and at the end. With a `folder` the state
+    is kept there every `save_every` steps, and a killed run continues from it: on a CPU to the same bits. `workers`
+    load images; `device` None lets accelerate choose. The global random state stays untouched.
+    Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
+    """
+    recipe = recipe or Recipe()
+    check_dataset(dataset, config)
+    accelerator = _accelerator(recipe, device)
+    identity = _identity(config, recipe, seed, dataset)
+    averaged = build(config, seed=seed).to(accelerator.device).eval()
+    state = _fresh_state(config, recipe, seed, accelerator)
+    if folder is not None and (Path(folder) / STATE).exists():
+        state.load(Path(folder) / STATE, identity)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    order = BatchOrder(len(dataset), recipe, seed, state.step, share)
+    draws = torch.Generator()  # the loader would take its workers' seed from the global state
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, generator=draws)
+    scheduler = noise_scheduler(recipe)
+    shown = progress and accelerator.is_main_process
+    bar = tqdm(loader, initial=state.step, total=recipe.steps, disable=not shown, unit="step")
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # dropout draws from the global state
+        for batch in bar:
+            started = time.perf_counter()
+            torch.manual_seed(_step_seed(seed, state.step))
+            labels = known_labels(config, batch)
+            noisy, timesteps, labels, target = _draw(batch["image"], labels, scheduler, recipe, seed, state.step, share)
+            inputs = (part if part is None else part.to(accelerator.device) for part in (noisy, timesteps, labels))
+            with accelerator.autocast():
+                output = state.model(*inputs)
+            loss = F.mse_loss(output.float(), target.to(accelerator.device))
+            _check_finite(loss.item(), state)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
+            state.optimizer.step()
+            state.schedule.step()
+            state.optimizer.zero_grad()
+            state.ema.step(state.model.parameters())
+            state.step += 1
+            seconds = time.perf_counter() - started
+            state.seconds += seconds
+            bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{recipe.batch_size / seconds:.0f}", refresh=False)
+            last = state.step == recipe.steps
+            if evaluate is not None and (last or state.step % evaluate_every == 0):
+                state.ema.copy_to(averaged.parameters())
+                state.curve.append({"step": state.step} | evaluate(averaged))
+            if folder is not None and accelerator.is_main_process and (last or state.step % save_every == 0):
+                state.ema.copy_to(averaged.parameters())
+                state.save(Path(folder), identity, averaged)
+    state.ema.copy_to(averaged.parameters())
+    return Trained(model=averaged, recipe=recipe, curve=tuple(state.curve), seconds=state.seconds)
+
+
+def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    require_name("device", device, (None, "cpu", "cuda", "mps"))
+    AcceleratorState._reset_state()  # else the first precision of a process would be its only one
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision)
+    found = accelerator.device.type
+    require(device in (None, found), f"device={device!r} is not there: accelerate finds {found!r}")
+    return accelerator
+
+
+def _fresh_state(config: HAEConfig, recipe: Recipe, seed: int, accelerator: "Accelerator") -> _State:
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    model = build(config, seed=seed).train()
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    name = "constant_with_warmup" if recipe.decay == "constant" else recipe.decay
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=recipe.warmup_steps, num_training_steps=recipe.steps)
+    ema = EMAModel(model.parameters(), decay=recipe.ema_decay, foreach=True)
+    return _State(model=model, optimizer=optimizer, schedule=schedule, ema=ema, curve=[])
+
+
+def _draw(
+    images: Tensor,
+    labels: Tensor | None,
+    scheduler: "DDPMScheduler",
+    recipe: Recipe,
+    seed: int,
+    step: int,
+    share: slice,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """(noisy images, timesteps, labels or None, target) of one process; drawn on the CPU, so alike on every device."""
+    generator = torch.Generator().manual_seed(_step_seed(seed, step))
+    whole = recipe.batch_size
+    noise = torch.randn((whole, *images.shape[1:]), generator=generator)[share]
+    timesteps = torch.randint(recipe.timesteps, (whole,), generator=generator)[share]
+    hidden = torch.rand(whole, generator=generator)[share] < recipe.label_dropout
+    labels = None if labels is None else labels.masked_fill(hidden, -1)
+    target = {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: scheduler.get_velocity(images, noise, timesteps),
+        "sample": lambda: images,
+    }[recipe.prediction]()
+    return scheduler.add_noise(images, noise, timesteps), timesteps, labels, target
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, DRAWS, step)).generate_state(1)[0])
+
+
+def _check_finite(loss: float, state: _State) -> None:
+    rate = state.schedule.get_last_lr()[0]
+    require(
+        isfinite(loss),
+        f"the loss is {loss} at step {state.step + 1} with learning rate {rate:.3g}: lower learning_rate or raise "
+        f"warmup_steps",
+    )
+
+
+def _identity(config: HAEConfig, recipe: Recipe, seed: int, dataset: Dataset) -> str:
+    """What a run must share with a state to continue from it; a run of constant rate may be made longer."""
+    known = asdict(recipe)
+    if recipe.decay == "constant":
+        known.pop("steps")
+    return json.dumps(asdict(config) | known | {"seed": seed, "data": data_key(dataset)}, sort_keys=True)
+
+
+def _difference(saved: str, asked: str) -> str:
+    old, new = json.loads(saved), json.loads(asked)
+    return ", ".join(
+        f"{name} is {old.get(name)!r} there and {new[name]!r} here" for name in new if old.get(name) != new[name]
+    )

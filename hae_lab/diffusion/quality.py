@@ -1,0 +1,172 @@
+"""Quality: held-out denoising loss under common random numbers, distances between sets of images, anomaly maps."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hae_lab.diffusion.sampling import denoise, starting_noise, starting_timestep
+from hae_lab.diffusion.training import Recipe, known_labels, noise_scheduler
+from hae_lab.errors import require
+from hae_lab.models import HAEUNet
+
+QUARTILES = 4
+
+
+@torch.no_grad()
+def denoising_loss(
+    model: HAEUNet, dataset: Dataset, recipe: Recipe | None = None, *, seed: int = 0, batch_size: int = 64
+) -> dict[str, float]:
+    """Mean squared error of the noise the model finds in held-out images: "loss", and "loss_q1" (least noise) to "loss_q4".
+
+    Each image is seen at one timestep of each quarter of the chain; timesteps and noise depend on (seed, image) alone, so
+    that two models are compared on the same draws. Whatever the model predicts, the error is that of the noise.
+    """
+    recipe = recipe or Recipe()
+    scheduler = noise_scheduler(recipe)
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    sums, count = torch.zeros(QUARTILES, dtype=torch.float64), 0
+    for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):
+        images, labels = batch["image"], known_labels(model.config, batch)
+        count += len(images)
+        for quartile in range(QUARTILES):
+            timesteps = _timesteps(quartile, len(images), recipe.timesteps, generator)
+            noise = torch.randn(images.shape, generator=generator)
+            noisy = scheduler.add_noise(images, noise, timesteps)
+            output = model(noisy.to(device), timesteps.to(device), None if labels is None else labels.to(device))
+            found = as_noise(output.float().cpu(), noisy, scheduler.alphas_cumprod[timesteps], recipe.prediction)
+            sums[quartile] += (found - noise).double().square().flatten(1).mean(1).sum()
+    means = (sums / count).tolist()
+    return {"loss": sum(means) / QUARTILES} | {f"loss_q{place}": mean for place, mean in enumerate(means, 1)}
+
+
+def _timesteps(quartile: int, count: int, timesteps: int, generator: torch.Generator) -> Tensor:
+    low, high = (timesteps * edge // QUARTILES for edge in (quartile, quartile + 1))
+    return torch.randint(low, max(high, low + 1), (count,), generator=generator)
+
+
+def as_noise(output: Tensor, noisy: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
+    """The noise that an output (B, C, H, W) stands for, with the signal's share `alphas_cumprod` (B,) of each image."""
+    signal, rest = (share.sqrt()[:, None, None, None] for share in (alphas_cumprod, 1 - alphas_cumprod))
+    if prediction == "epsilon":
+        return output
+    return signal * output + rest * noisy if prediction == "v_prediction" else (noisy - signal * output) / rest
+
+
+# distances between two sets of images
+
+
+def sliced_wasserstein(first: Tensor, second: Tensor, *, projections: int = 256, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance of two sets of images (N, ...) by random projections of their pixels.
+
+    Source: Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3. Raises `HAELabError` for sets of other sizes.
+    """
+    first, second = _flat_pair(first, second)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn((first.shape[1], projections), generator=generator, dtype=torch.float64)
+    directions /= directions.norm(dim=0)
+    gap = (first @ directions).sort(0).values - (second @ directions).sort(0).values
+    return gap.square().mean().sqrt().item()
+
+
+def mmd(first: Tensor, second: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy of two sets of images (N, ...), around 0 when they are alike.
+
+    Mean of three Gaussian kernels, half, once and twice as wide as the median distance within `second`, the real
+    images. Source: Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html.
+    """
+    first, second = _flat_pair(first, second)
+    count = len(first)
+    squares = torch.cdist(torch.cat([first, second]), torch.cat([first, second])).square()
+    median = squares[count:, count:][~torch.eye(count, dtype=torch.bool)].median()
+    kernel = sum(torch.exp(-squares / (2 * scale**2 * median)) for scale in (0.5, 1, 2)) / 3
+    within = [
+        (block.sum() - block.diagonal().sum()) / (count * (count - 1)) for block in _diagonal_blocks(kernel, count)
+    ]
+    return (sum(within) - 2 * kernel[:count, count:].mean()).item()
+
+
+def _diagonal_blocks(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return kernel[:count, :count], kernel[count:, count:]
+
+
+def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    require(
+        first.shape == second.shape and len(first) > 1,
+        f"two sets of equally many images (N > 1) of one size, got {tuple(first.shape)} and {tuple(second.shape)}",
+    )
+    return first.flatten(1).double(), second.flatten(1).double()
+
+
+def real_floor(images: Tensor, splits: int = 100, seed: int = 0) -> dict[str, np.ndarray]:
+    """Both distances between random halves of real images (N, ...): what a perfect generator would get.
+
+    Returns "swd" and "mmd", (splits,) each.
+    """
+    require(len(images) >= 4, f"halves of at least 2 images each need 4 images, got {len(images)}")
+    half = len(images) // 2
+    orders = [np.random.default_rng((seed, split)).permutation(len(images)) for split in range(splits)]
+    pairs = [(images[order[:half]], images[order[half : 2 * half]]) for order in orders]
+    return {
+        "swd": np.array([sliced_wasserstein(*pair) for pair in pairs]),
+        "mmd": np.array([mmd(*pair) for pair in pairs]),
+    }
+
+
+# anomaly maps
+
+
+def anomaly_maps(
+    model: HAEUNet,
+    images: Tensor,
+    recipe: Recipe | None = None,
+    *,
+    start: int = 400,
+    steps: int = 25,
+    draws: int = 4,
+    seed: int = 0,
+) -> Tensor:
+    """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
+
+    A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
+    absolute difference is averaged over channels and `draws` of the noise. Source: Wyatt et al. 2022 (AnoDDPM),
+    https://doi.org/10.1109/CVPRW56347.2022.00080.
+    """
+    return (
+        sum(
+            (images - restore(model, images, recipe, start=start, steps=steps, seed=seed + draw)).abs()
+            for draw in range(draws)
+        ).mean(1, keepdim=True)
+        / draws
+    )
+
+
+def restore(
+    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 400, steps: int = 25, seed: int = 0
+) -> Tensor:
+    """Images (N, C, H, W) noised to timestep `start` and denoised again."""
+    recipe = recipe or Recipe()
+    first = starting_timestep(recipe, start, steps)
+    noise = starting_noise(len(images), tuple(images.shape[1:]), seed)
+    noisy = noise_scheduler(recipe).add_noise(images, noise, torch.full((len(images),), first))
+    *_, last = denoise(model, noisy, recipe, start=first, steps=steps, seed=seed)
+    return last.images.clamp(-1, 1).cpu()
+
+
+def detection(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """How well maps (N, 1, H, W) find the pixels of masks: "auroc", and "dice" at the best threshold.
+
+    Raises `HAELabError` for other shapes and for masks without or full of lesions.
+    """
+    from torchmetrics.functional.classification import binary_auroc, binary_precision_recall_curve
+
+    require(
+        maps.shape == masks.shape, f"maps and masks have one shape, got {tuple(maps.shape)} and {tuple(masks.shape)}"
+    )
+    share = masks.float().mean().item()
+    require(0 < share < 1, f"detection needs pixels with and without lesion; {share:.0%} of them have one")
+    scores, truth = maps.flatten(), masks.flatten().int()
+    precision, recall, _ = binary_precision_recall_curve(scores, truth)
+    dice = 2 * precision * recall / (precision + recall).clamp_min(1e-12)  # F1 of pixels
+    return {"auroc": binary_auroc(scores, truth).item(), "dice": dice.max().item()}
