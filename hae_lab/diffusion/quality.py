@@ -17,9 +17,9 @@ QUARTILES = 4
 def denoising_loss(
     model: HAEUNet, dataset: Dataset, recipe: Recipe | None = None, *, seed: int = 0, batch_size: int = 64
 ) -> dict[str, float]:
-    """Mean squared error of the noise the model finds in held-out images: "loss", and "loss_q1" (least noise) to "loss_q4".
+    """Mean squared error of the noise found in held-out images: "loss", and "loss_q1" (least noise) to "loss_q4".
 
-    Each image is seen at one timestep of each quarter of the chain; timesteps and noise depend on (seed, image) alone, so
+    Each image is seen at one timestep of each quarter of the chain; timesteps and noise depend on the seed alone, so
     that two models are compared on the same draws. Whatever the model predicts, the error is that of the noise.
     """
     recipe = recipe or Recipe()
@@ -60,7 +60,7 @@ def as_noise(output: Tensor, noisy: Tensor, alphas_cumprod: Tensor, prediction: 
 def sliced_wasserstein(first: Tensor, second: Tensor, *, projections: int = 256, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance of two sets of images (N, ...) by random projections of their pixels.
 
-    Source: Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3. Raises `HAELabError` for sets of other sizes.
+    Source: Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3. Raises `HAELabError` for unequal sets.
     """
     first, second = _flat_pair(first, second)
     generator = torch.Generator().manual_seed(seed)
@@ -81,14 +81,12 @@ def mmd(first: Tensor, second: Tensor) -> float:
     squares = torch.cdist(torch.cat([first, second]), torch.cat([first, second])).square()
     median = squares[count:, count:][~torch.eye(count, dtype=torch.bool)].median()
     kernel = sum(torch.exp(-squares / (2 * scale**2 * median)) for scale in (0.5, 1, 2)) / 3
-    within = [
-        (block.sum() - block.diagonal().sum()) / (count * (count - 1)) for block in _diagonal_blocks(kernel, count)
-    ]
+    within = [_mean_off_diagonal(block) for block in (kernel[:count, :count], kernel[count:, count:])]
     return (sum(within) - 2 * kernel[:count, count:].mean()).item()
 
 
-def _diagonal_blocks(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    return kernel[:count, :count], kernel[count:, count:]
+def _mean_off_diagonal(square: Tensor) -> Tensor:
+    return (square.sum() - square.diagonal().sum()) / (square.numel() - len(square))
 
 
 def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +159,8 @@ def detection(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """
     from torchmetrics.functional.classification import binary_auroc, binary_precision_recall_curve
 
-    require(
-        maps.shape == masks.shape, f"maps and masks have one shape, got {tuple(maps.shape)} and {tuple(masks.shape)}"
-    )
+    shapes = tuple(maps.shape), tuple(masks.shape)
+    require(shapes[0] == shapes[1], f"maps and masks have one shape, got {shapes[0]} and {shapes[1]}")
     share = masks.float().mean().item()
     require(0 < share < 1, f"detection needs pixels with and without lesion; {share:.0%} of them have one")
     scores, truth = maps.flatten(), masks.flatten().int()

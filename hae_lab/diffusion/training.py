@@ -300,6 +300,5 @@ def _identity(config: HAEConfig, recipe: Recipe, seed: int, dataset: Dataset) ->
 
 def _difference(saved: str, asked: str) -> str:
     old, new = json.loads(saved), json.loads(asked)
-    return ", ".join(
-        f"{name} is {old.get(name)!r} there and {new[name]!r} here" for name in new if old.get(name) != new[name]
-    )
+    changed = [name for name in new if old.get(name) != new[name]]
+    return ", ".join(f"{name} is {old.get(name)!r} there and {new[name]!r} here" for name in changed)
