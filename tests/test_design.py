@@ -15,7 +15,7 @@ ROOT = PACKAGE.name
 
 # design.md, section 2, by the first part of a module's name inside the package
 FLOORS = {
-    **dict.fromkeys(("config", "masks", "plots", "errors", "files"), 1),
+    **dict.fromkeys(("config", "masks", "plots", "errors", "files", "statistics"), 1),
     **dict.fromkeys(("models",), 2),
     **dict.fromkeys(("profilers", "diffusion"), 3),
     **dict.fromkeys(("claims", "study", "explorer", "tables"), 4),
