@@ -19,7 +19,7 @@ from hae_lab.errors import HAELabError, require_name
 
 HELD_OUT = 256  # images
 LESIONS = 128  # images with a lesion
-LESION_CONTRAST = 0.4
+LESION_CONTRAST = 0.5
 
 
 def _phantom_pair(size: int) -> tuple[Dataset, Dataset]:
@@ -119,5 +119,5 @@ def anomaly_metrics(trained: Trained) -> dict[str, float]:
 
 
 def lesion_phantoms(size: int, count: int = LESIONS) -> ImageSet:
-    """Held-out phantoms, each with a lesion so faint that brightness alone does not give it away."""
+    """Held-out phantoms, each with a lesion so faint that it is no brighter than the brightest healthy tissue."""
     return phantoms(count, size, split="held-out", lesions=True, contrast=LESION_CONTRAST)

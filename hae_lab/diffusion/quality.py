@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -120,28 +121,29 @@ def anomaly_maps(
     images: Tensor,
     recipe: Recipe | None = None,
     *,
-    start: int = 400,
+    start: int = 200,
     steps: int = 25,
     draws: int = 4,
+    window: int = 3,
     seed: int = 0,
 ) -> Tensor:
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
     A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
-    absolute difference is averaged over channels and `draws` of the noise. Source: Wyatt et al. 2022 (AnoDDPM),
+    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels. Source: Wyatt et al. 2022 (AnoDDPM),
     https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
-    return (
-        sum(
-            (images - restore(model, images, recipe, start=start, steps=steps, seed=seed + draw)).abs()
-            for draw in range(draws)
-        ).mean(1, keepdim=True)
-        / draws
-    )
+    difference = torch.zeros_like(images)
+    for draw in range(draws):
+        difference += (
+            images - restore(model, images, recipe, start=start, steps=steps, seed=seed + draw)
+        ).abs() / draws
+    gray = difference.mean(1, keepdim=True)  # (N, 1, H, W)
+    return F.avg_pool2d(gray, window, stride=1, padding=window // 2, count_include_pad=False)
 
 
 def restore(
-    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 400, steps: int = 25, seed: int = 0
+    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 200, steps: int = 25, seed: int = 0
 ) -> Tensor:
     """Images (N, C, H, W) noised to timestep `start` and denoised again."""
     recipe = recipe or Recipe()

@@ -50,12 +50,12 @@ class Recipe:
 
     steps: int = 300
     batch_size: int = 32  # images of one step, over all processes
-    learning_rate: float = 1e-3  # of AdamW
+    learning_rate: float = 2e-3  # of AdamW
     warmup_steps: int = 50
     decay: str = "constant"  # of the learning rate after the warm-up
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99  # of the moving average of the weights, which is what is evaluated and kept
-    prediction: str = "epsilon"  # what the network's output means; names are diffusers'
+    prediction: str = "v_prediction"  # what the network's output means; names are diffusers'
     beta_schedule: str = "squaredcos_cap_v2"
     timesteps: int = 1000
     label_dropout: float = 0.1  # share of labels hidden, so that guidance has a model without label
