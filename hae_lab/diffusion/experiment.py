@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,7 @@ def _digit_pair(size: int) -> tuple[Dataset, Dataset]:
 DATA: dict[str, Callable[[int], tuple[Dataset, Dataset]]] = {"phantoms": _phantom_pair, "digits": _digit_pair}
 
 
+@lru_cache(maxsize=4)  # a worker trains many models on the same images
 def load_data(name: str, size: int) -> tuple[Dataset, Dataset]:
     """(train, held-out) by name: one of `DATA`, or "module:function", called with the image size.
 
@@ -106,18 +108,18 @@ def run(experiment: Experiment, folder: str | Path | None = None, progress: bool
 
 
 def sample_metrics(trained: Trained, held_out: Dataset, count: int) -> dict[str, float]:
-    """ "swd" and "mmd" of `count` samples to as many held-out images; one starting noise for all models."""
+    """The "swd" and "mmd" of `count` samples to as many held-out images; one starting noise for all models."""
     images = torch.stack([held_out[place]["image"] for place in range(count)])
     drawn = sample(trained.model, count, trained.recipe)
     return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)}
 
 
 def anomaly_metrics(trained: Trained) -> dict[str, float]:
-    """ "auroc" and "dice" of the model's anomaly maps on faint lesions it has never seen."""
+    """The "auroc" and "dice" of the model's anomaly maps on faint lesions it has never seen."""
     lesions = lesion_phantoms(trained.model.config.image_size)
     return detection(anomaly_maps(trained.model, lesions.images, trained.recipe), lesions.masks)
 
 
 def lesion_phantoms(size: int, count: int = LESIONS) -> ImageSet:
-    """Held-out phantoms, each with a lesion so faint that it is no brighter than the brightest healthy tissue."""
+    """Held-out phantoms, each with a lesion half as bright as the default."""
     return phantoms(count, size, split="held-out", lesions=True, contrast=LESION_CONTRAST)

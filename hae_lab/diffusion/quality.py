@@ -130,8 +130,8 @@ def anomaly_maps(
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
     A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
-    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels. Source: Wyatt et al. 2022 (AnoDDPM),
-    https://doi.org/10.1109/CVPRW56347.2022.00080.
+    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels.
+    Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
     difference = torch.zeros_like(images)
     for draw in range(draws):
