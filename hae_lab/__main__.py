@@ -24,6 +24,23 @@ def parser() -> argparse.ArgumentParser:
     )
     reproduce.set_defaults(run=run_reproduce)
 
+    train = commands.add_parser(
+        "train", help="train one model; `accelerate launch -m hae_lab train ...` on several GPUs"
+    )
+    train.add_argument("variant", help=", ".join(VARIANTS))
+    train.add_argument("--preset", default="lesson16", help="default: lesson16")
+    train.add_argument("--data", default="phantoms", help="phantoms, lesions, digits, or MODULE:FUNCTION of your own")
+    train.add_argument("--steps", type=int, default=1500, help="default: 1500")
+    train.add_argument("--batch-size", type=int, default=32, help="images of a step, over all processes (default: 32)")
+    train.add_argument("--learning-rate", type=float, default=2e-3, help="default: 0.002")
+    train.add_argument("--precision", default="no", help="no, bf16 or fp16")
+    train.add_argument("--device", help="cpu, cuda or mps (default: what accelerate finds)")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--out", type=Path, metavar="DIR", help="state, weights, samples; run again to continue (runs/...)"
+    )
+    train.set_defaults(run=run_train)
+
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
     show.add_argument("variant", help=", ".join(VARIANTS))
     show.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
@@ -42,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     site.set_defaults(run=run_site)
 
     bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
-    bench.add_argument("what", choices=["masks", "attention", "model"])
+    bench.add_argument("what", choices=["masks", "attention", "model", "training"])
     bench.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     bench.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
     bench.set_defaults(run=run_bench)
@@ -64,6 +81,33 @@ def run_reproduce(options: argparse.Namespace) -> None:
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
     folders = sorted({str(path.parent.resolve()) for path in written})
     print(f"{len(written)} files in {' and '.join(folders)}")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from hae_lab import plots
+    from hae_lab.diffusion.experiment import Experiment, run
+    from hae_lab.diffusion.sampling import sample
+    from hae_lab.diffusion.training import WEIGHTS, Recipe
+    from hae_lab.models import load_checkpoint
+    from hae_lab.reproduce import write_figure
+
+    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{options.data.replace(':', '-')}"
+    recipe = Recipe(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        precision=options.precision,
+    )
+    model_config = config(options.variant, options.preset)
+    experiment = Experiment(config=model_config, recipe=recipe, data=options.data, seed=options.seed)
+    metrics = run(experiment, out, progress=True, device=options.device)
+    if PartialState().is_main_process:
+        images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
+        title = f"16 samples of {plots.VARIANT_NAMES[options.variant]} after {recipe.steps:,} steps on {options.data}"
+        write_figure(plots.image_grid(images, title=title, columns=8), out / "samples")
+        print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
 
 
 def run_show(options: argparse.Namespace) -> None:

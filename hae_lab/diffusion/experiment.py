@@ -27,13 +27,22 @@ def _phantom_pair(size: int) -> tuple[Dataset, Dataset]:
     return phantoms(4000, size), phantoms(HELD_OUT, size, split="held-out")
 
 
+def _lesion_pair(size: int) -> tuple[Dataset, Dataset]:
+    """Half of the heads have a lesion: label 1."""
+    return phantoms(4000, size, lesions=0.5), phantoms(HELD_OUT, size, lesions=0.5, split="held-out")
+
+
 def _digit_pair(size: int) -> tuple[Dataset, Dataset]:
     """The held-out fifth of the digits; 359 images."""
     return split_dataset(digits(size))
 
 
 # name -> function of the image size that returns (train, held-out)
-DATA: dict[str, Callable[[int], tuple[Dataset, Dataset]]] = {"phantoms": _phantom_pair, "digits": _digit_pair}
+DATA: dict[str, Callable[[int], tuple[Dataset, Dataset]]] = {
+    "phantoms": _phantom_pair,
+    "lesions": _lesion_pair,
+    "digits": _digit_pair,
+}
 
 
 @lru_cache(maxsize=4)  # a worker trains many models on the same images
@@ -82,7 +91,9 @@ class Experiment:
         return cls(config=config, recipe=recipe, **values)
 
 
-def run(experiment: Experiment, folder: str | Path | None = None, progress: bool = False) -> dict[str, Any]:
+def run(
+    experiment: Experiment, folder: str | Path | None = None, *, progress: bool = False, device: str | None = None
+) -> dict[str, Any]:
     """Train and measure: numbers by name, and the held-out loss on the way as "curve", a list of [step, loss].
 
     Always "loss" and its quartiles; with `samples` also "swd" and "mmd", and on phantoms "auroc" and "dice". With a
@@ -97,6 +108,7 @@ def run(experiment: Experiment, folder: str | Path | None = None, progress: bool
         folder=folder,
         evaluate=lambda model: denoising_loss(model, held_out, experiment.recipe),
         evaluate_every=experiment.evaluate_every,
+        device=device,
         progress=progress,
     )
     metrics = {name: value for name, value in trained.curve[-1].items() if name != "step"}

@@ -1,4 +1,4 @@
-"""What `hae-lab bench` measures: building masks, attention layers, whole models; rows of `timing.interleaved`."""
+"""What `hae-lab bench` measures: masks, attention layers, models, training steps; rows of `timing.interleaved`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from hae_lab import masks
 from hae_lab.config import VARIANTS, config
+from hae_lab.diffusion.data import ImageSet, phantoms
+from hae_lab.diffusion.training import Recipe, train
 from hae_lab.errors import require_name
 from hae_lab.files import atomic_path
 from hae_lab.masks import TokenGrid, mask_for
@@ -25,6 +27,7 @@ CHANNELS, HEADS = 256, 8
 DOCUMENT, SDPA = "document's layer", "SDPA with the mask, all queries"
 LAYERS = (DOCUMENT, SDPA, *masks.RULES)
 CORE_SDPA, CORE_SHARED = "core: SDPA with the mask, all queries", "core: document_shared"
+BARE_LOOP, OUR_LOOP = "bare loop", "hae_lab"
 MASK_LOOP, MASK_INDEX = "document's row loop", "index form"
 
 
@@ -85,10 +88,45 @@ def bench_model(device: str = "cpu", repeats: int = 15) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).assign(**{"pass": "forward"}, map=f"{size}x{size}")
 
 
+def bench_training(device: str = "cpu", repeats: int = 5, steps: int = 30) -> pd.DataFrame:
+    """A training step of each variant of `lesson16`, batch 32: our loop, with all it does, and a bare loop."""
+    images = phantoms(steps * Recipe().batch_size, config("unet", "lesson16").image_size)
+    cases = {}
+    for variant in VARIANTS:
+        cases[f"{variant}, {BARE_LOOP}"] = partial(bare_loop, variant, images.images, steps, device)
+        cases[f"{variant}, {OUR_LOOP}"] = partial(our_loop, variant, images, steps, device)
+    rows = interleaved(cases, repeats=repeats, device=device)
+    rows[["ms_median", "ms_q1", "ms_q3"]] /= steps
+    rows["variant"] = rows["case"].str.split(", ").str[0]
+    groups = rows.groupby("variant", sort=False)
+    parts = [_with_speed_up(mine, speed_up=f"{variant}, {BARE_LOOP}") for variant, mine in groups]
+    return pd.concat(parts, ignore_index=True).assign(**{"pass": "training step"}, map="16x16")
+
+
+def our_loop(variant: str, images: ImageSet, steps: int, device: str = "cpu") -> None:
+    """A short training run with moving average, clipping and checks."""
+    train(config(variant, "lesson16"), images, Recipe(steps=steps), device=device)
+
+
+def bare_loop(variant: str, images: Tensor, steps: int, device: str = "cpu") -> None:
+    """As many steps of the same model by hand: forward, backward, AdamW, nothing else."""
+    model = build(variant, "lesson16").to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), Recipe().learning_rate)
+    generator = torch.Generator().manual_seed(0)
+    for batch in images.split(Recipe().batch_size)[:steps]:
+        noise = torch.randn(batch.shape, generator=generator)
+        timesteps = torch.randint(1000, (len(batch),), generator=generator)
+        output = model((batch + noise).to(device), timesteps.to(device))
+        F.mse_loss(output, noise.to(device)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "masks": bench_masks,
     "attention": bench_attention,
     "model": bench_model,
+    "training": bench_training,
 }
 
 
