@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(run=run_reproduce)
 
     train = commands.add_parser(
-        "train", help="train one model; `accelerate launch -m hae_lab train ...` on several GPUs"
+        "train", help="train one model; on several GPUs: accelerate launch -m hae_lab train ..."
     )
     train.add_argument("variant", help=", ".join(VARIANTS))
     train.add_argument("--preset", default="lesson16", help="default: lesson16")
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="cpu, cuda or mps (default: what accelerate finds)")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument(
-        "--out", type=Path, metavar="DIR", help="state, weights, samples; run again to continue (runs/...)"
+        "--out", type=Path, metavar="DIR", help="keeps state, weights, samples; the same command continues"
     )
     train.set_defaults(run=run_train)
 
