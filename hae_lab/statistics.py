@@ -325,9 +325,9 @@ def conclusions_by_seeds(
 ) -> pd.DataFrame:
     """What one would have concluded from 1, 3 or 10 seeds, of each disjoint group of so many consecutive seeds.
 
-    A row a count, group and pair: n_seeds, group, seeds, first, second, mean_difference, ci_low, ci_high, conclusion.
-    One seed has no interval, so its conclusion is the bare sign; more seeds conclude as `paired_differences` (Holm over
-    the pairs of the group). Only seeds that all cells of the pairs have are used.
+    A row a count, group and pair: n_seeds, group, seeds, first, second, mean_second, mean_difference, ci_low, ci_high,
+    conclusion. One seed has no interval, so its conclusion is the bare sign; more seeds conclude as
+    `paired_differences` (Holm over the pairs of the group). Only seeds that all cells of the pairs have are used.
     Raises `HAELabError` for a count that the seeds do not fill once.
     """
     table = seed_table(rows, metric)
@@ -338,7 +338,7 @@ def conclusions_by_seeds(
         conclude = _bare_signs if n_seeds == 1 else _conclude
         found = conclude(seeds, pairs, lower_is_better(metric, lower_better))
         parts.append(found.assign(n_seeds=n_seeds, group=group, seeds=", ".join(map(str, seeds.index))))
-    columns = "n_seeds group seeds first second mean_difference ci_low ci_high conclusion".split()
+    columns = "n_seeds group seeds first second mean_second mean_difference ci_low ci_high conclusion".split()
     return pd.concat(parts, ignore_index=True)[columns]
 
 
@@ -352,9 +352,10 @@ def _groups(table: pd.DataFrame, counts: Sequence[int]) -> Iterator[tuple[int, i
 
 
 def _bare_signs(seed: pd.DataFrame, pairs: Sequence[Pair], lower_better: bool) -> pd.DataFrame:
-    differences = [seed[first].item() - seed[second].item() for first, second in pairs]
-    found = pd.DataFrame(pairs, columns=["first", "second"]).assign(mean_difference=differences)
-    return found.assign(ci_low=np.nan, ci_high=np.nan, conclusion=_favoured(found["mean_difference"], lower_better))
+    found = pd.DataFrame(pairs, columns=["first", "second"])
+    firsts, seconds = (found[side].map(seed.iloc[0]) for side in ("first", "second"))
+    found = found.assign(mean_second=seconds, mean_difference=firsts - seconds, ci_low=np.nan, ci_high=np.nan)
+    return found.assign(conclusion=_favoured(found["mean_difference"], lower_better))
 
 
 def _conclude(seeds: pd.DataFrame, pairs: Sequence[Pair], lower_better: bool) -> pd.DataFrame:
