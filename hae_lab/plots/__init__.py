@@ -1,5 +1,6 @@
 """Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
 
+from hae_lab.plots.ablations import dose, slot_ladder
 from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
@@ -14,6 +15,7 @@ from hae_lab.plots.parameters import (
     what_it_would_take,
     where_parameters_sit,
 )
+from hae_lab.plots.studies import conclusions, forest, learning_curves, loss_by_quartile, pareto
 
 __all__ = [
     "VARIANT_COLOURS",
@@ -21,15 +23,22 @@ __all__ = [
     "Chart",
     "attention_heads",
     "attention_speed_up",
+    "conclusions",
     "density_and_reach",
+    "dose",
     "feasibility",
+    "forest",
     "hybrid_blocks",
     "image_grid",
+    "learning_curves",
+    "loss_by_quartile",
     "macs_by_level",
     "macs_by_part",
     "mask_rules",
     "parameter_table",
+    "pareto",
     "published_counts",
+    "slot_ladder",
     "slot_waterfall",
     "unet",
     "variants_together",

@@ -1,0 +1,193 @@
+"""Pictures of ablations: one slot of the hybrid block at a time, and one factor over all its levels.
+
+Rows are tidy, one a run, as in `hae_lab.statistics`, which computes every interval, test and verdict.
+"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hae_lab import statistics
+from hae_lab.config import VARIANTS
+from hae_lab.errors import require
+from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, chart, new_chart, span
+from hae_lab.plots.compute import RULE_COLOURS
+from hae_lab.plots.verdicts import (
+    MEAN,
+    SEED,
+    cell_costs,
+    cell_name,
+    comparison_title,
+    cost_axis,
+    decided,
+    in_percent,
+    interval,
+    listed,
+    metric_axis,
+    metric_name,
+    others,
+    seeds_legend,
+    short_ticks,
+    verdict_text,
+    winner_and_loser,
+)
+from hae_lab.statistics import CANNOT_TELL
+
+SLOTS = tuple(VARIANTS["hae"])
+WIDE = 8  # largest / smallest level from which a logarithmic axis serves better
+
+
+@chart
+def slot_ladder(rows: pd.DataFrame, metric: str = "loss", *, lower_better: bool | None = None) -> Chart:
+    """From HAE over Lite to V2 one slot at a time, in quality and parameters, and each slot's main effect.
+
+    Rows: the full grid of the slots (regions, mlp_ratio, fusion), one a cell of it and seed, with metric and params.
+    """
+    statistics.require_columns(rows, *SLOTS, "seed", metric, "params")
+    # HAE's levels first: effects are measured from the level that comes first
+    rows = rows.sort_values(list(SLOTS), key=lambda levels: levels != VARIANTS["hae"][levels.name], kind="stable")
+    effects = statistics.main_effects(rows, SLOTS, metric, lower_better=lower_better)
+    figure = new_chart(_effects_title(effects, metric))
+    grid = figure.add_gridspec(2, 2, height_ratios=[3, 2], width_ratios=[5, 4])
+    top = figure.add_subplot(grid[0, 0])
+    _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
+    _effects(figure.add_subplot(grid[:, 1]), effects)
+    seeds_legend(figure, "verdicts after Holm; finds: with 80 % power")
+    return figure
+
+
+def ladder() -> list[tuple[str, dict[str, Any]]]:
+    """Label and slots of each rung: the variants, and what lies between them when one slot changes at a time."""
+    slots = dict(VARIANTS["hae"])
+    rungs = [(VARIANT_NAMES["hae"], dict(slots))]
+    for variant in ("lite", "v2"):
+        for slot in SLOTS:
+            if slots[slot] != VARIANTS[variant][slot]:
+                slots[slot] = VARIANTS[variant][slot]
+                reached = f"\n= {VARIANT_NAMES[variant]}" if slots == VARIANTS[variant] else ""
+                rungs.append((f"{slot}\n{slots[slot]}{reached}", dict(slots)))
+    return rungs
+
+
+def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> None:
+    labels, steps = zip(*ladder(), strict=True)
+    on_rung = [(rows[list(SLOTS)] == pd.Series(slots)).all(axis=1) for slots in steps]
+    climbed = pd.concat([rows[chosen].assign(cell=rung) for rung, chosen in enumerate(on_rung)])
+    for _, seed in climbed.groupby("seed"):
+        top.plot(seed["cell"], seed[metric], color=SEED, marker="o", markersize=5, linewidth=1, alpha=0.6)
+    for row in statistics.summary(climbed, metric).to_dict("records"):
+        interval(top, row["cell"], row, centre="mean")
+    params = cell_costs(climbed, ["params"])["params"]
+    divisor, label = cost_axis(params)
+    bars = bottom.bar(range(len(labels)), params / divisor, color=PALETTE[7])
+    bottom.bar_label(bars, fmt="%.2f", fontsize=11, padding=2)
+    bottom.set(ylabel=label.replace(" ", "\n"), ylim=(0, 1.25 * params.max() / divisor))
+    bottom.set_xticks(range(len(labels)), labels, fontsize=10.5)
+    top.set_ylabel(metric_name(metric))
+    top.tick_params(labelbottom=False)
+    for ax in (top, bottom):
+        ax.grid(axis="x", visible=False)
+
+
+def _effects(ax: Axes, effects: pd.DataFrame) -> None:
+    on_white = {"transform": ax.get_yaxis_transform(), "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+    for place, row in enumerate(effects.to_dict("records")):
+        interval(ax, place, in_percent(row), lying=True)
+        change = f"{row['factor']}: {cell_name(row['second'])} → {cell_name(row['first'])}"
+        ax.text(0.02, place - 0.36, change, fontweight="bold", fontsize=12, **on_white)
+        ax.text(0.02, place - 0.2, verdict_text(row, ", "), fontsize=11, **on_white)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set(yticks=[], ylim=(len(effects) - 0.6, -0.6), xlabel="main effect, %", title="mean over the other slots")
+
+
+def _effects_title(effects: pd.DataFrame, metric: str) -> str:
+    told, seeds = decided(effects), span(effects["n_seeds"])
+    if not told:
+        return f"{seeds} seeds cannot tell an effect of any of the {len(effects)} slots on {metric_name(metric)}"
+    words = []
+    for row in told:
+        level, size = winner_and_loser(row)[0], abs(in_percent(row)["mean_difference"])
+        words.append(f"{row['factor']} = {cell_name(level)} is better by {size:.1f} %")
+    rest = len(effects) - len(told)
+    end = f"; {seeds} seeds cannot tell {others(rest, 'slot')}" if rest else f" ({seeds} seeds)"
+    return f"In {metric_name(metric)}, {listed(words)}{end}"
+
+
+@chart
+def dose(
+    rows: pd.DataFrame,
+    x: str = "mlp_ratio",
+    metric: str = "loss",
+    cost: str = "params",
+    *,
+    control: str | None = "unet",
+    lower_better: bool | None = None,
+) -> Chart:
+    """Quality and cost over the levels of one factor, numbers or names, beside the control where it has rows.
+
+    Rows: cell, seed, x, metric, cost. The title states Page's trend test of "the larger, the better" where the levels
+    are three or more numbers, else the paired differences of all levels.
+    """
+    statistics.require_columns(rows, "cell", "seed", x, metric, cost)
+    is_control = rows["cell"] == control
+    require(not is_control.all(), f"no rows of {x}: all are the control {control!r}")
+    nameless = rows.loc[~is_control & rows[x].isna(), "cell"].unique()
+    require(len(nameless) == 0, f"{x} is missing in the cells {', '.join(map(str, nameless))}, which are no control")
+    levels = rows[~is_control].assign(cell=rows.loc[~is_control, x].map(cell_name))
+    is_number = pd.api.types.is_numeric_dtype(levels[x])
+    levels = levels.sort_values(x, kind="stable") if is_number else levels
+    figure = new_chart(_dose_title(levels, x, metric, lower_better, is_number))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
+    places = _places(levels, x, is_number)
+    if is_number and 0 < WIDE * levels[x].min() <= levels[x].max():
+        top.set_xscale("log")
+    _levels(top, levels, rows[is_control], places, metric)
+    _costs(bottom, levels, rows[is_control], places, cost)
+    bottom.set_xlabel(x)
+    bottom.set_xticks(list(places.values()), [name.replace("_", "_\n") for name in places])
+    bottom.minorticks_off()
+    seeds_legend(figure)
+    return figure
+
+
+def _places(levels: pd.DataFrame, x: str, is_number: bool) -> dict[str, float]:
+    """Where each level stands: at its number, or one after the other."""
+    cells = levels.drop_duplicates("cell")
+    return dict(zip(cells["cell"], cells[x] if is_number else range(len(cells)), strict=True))
+
+
+def _levels(ax: Axes, levels: pd.DataFrame, control: pd.DataFrame, places: dict[str, float], metric: str) -> None:
+    for row in statistics.summary(levels, metric).to_dict("records"):
+        interval(ax, places[row["cell"]], row, centre="mean", color=RULE_COLOURS.get(row["cell"], MEAN))
+    ax.scatter(levels["cell"].map(places), levels[metric], s=28, color=SEED, edgecolor="white", linewidth=0.5, zorder=4)
+    ax.set_ylabel(metric_axis(metric))
+    if len(control):
+        row = statistics.summary(control, metric).iloc[0]
+        colour = VARIANT_COLOURS.get(row["cell"], PALETTE[7])
+        ax.axhline(row["mean"], linestyle="--", color=colour, label=f"{cell_name(row['cell'])}, 95 % interval")
+        ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.2, linewidth=0)
+        ax.legend(frameon=True)
+
+
+def _costs(ax: Axes, levels: pd.DataFrame, control: pd.DataFrame, places: dict[str, float], cost: str) -> None:
+    cells = cell_costs(pd.concat([levels, control]), [cost])
+    divisor, label = cost_axis(cells[cost])
+    own = cells[cells["cell"].isin(places)]
+    ax.plot(own["cell"].map(places), own[cost] / divisor, "o:", color=MEAN, markersize=8)
+    for value in cells.loc[~cells["cell"].isin(places), cost]:
+        ax.axhline(value / divisor, linestyle="--", color=PALETTE[7])
+    ax.set(ylabel=label.replace(" ", "\n"), ylim=(0, 1.25 * cells[cost].max() / divisor))
+    short_ticks(ax.yaxis, 4)
+
+
+def _dose_title(levels: pd.DataFrame, x: str, metric: str, lower_better: bool | None, is_number: bool) -> str:
+    names = list(levels["cell"].unique())
+    if not is_number or len(names) < 3:
+        return comparison_title(statistics.paired_differences(levels, metric, lower_better=lower_better), metric)
+    found = statistics.trend(levels, names[::-1], metric, lower_better=lower_better).iloc[0]
+    if found["verdict"] == CANNOT_TELL:
+        return f"{found['n_seeds']} seeds show no trend of {metric_name(metric)} with {x} (Page's test)"
+    side, p_value = ("larger", "p_value") if found["verdict"] == "holds" else ("smaller", "p_opposite")
+    evidence = f"Page's test, p = {found[p_value]:.2g}, {found['n_seeds']} seeds"
+    return f"The {side} {x}, the better the {metric_name(metric)} ({evidence})"

@@ -1,0 +1,266 @@
+"""Pictures of studies: what the seeds can tell about quality and its cost, and what they cannot.
+
+Rows are tidy, one a run, as in `hae_lab.statistics`, which computes every interval, test and verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hae_lab import statistics
+from hae_lab.errors import require
+from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, span
+from hae_lab.plots.verdicts import (
+    COSTS,
+    Row,
+    Style,
+    cell_costs,
+    cell_name,
+    cell_styles,
+    cells_legend,
+    comparison_title,
+    cost_axis,
+    decided,
+    in_percent,
+    interval,
+    listed,
+    metric_axis,
+    pair_rows,
+    seeds_legend,
+    short_ticks,
+    verdict_text,
+    winner_and_loser,
+)
+from hae_lab.statistics import CANNOT_TELL, QUARTILES
+
+CROWDED = 8  # more rows leave each of them one line of text
+
+
+@chart
+def forest(differences: pd.DataFrame, rows: pd.DataFrame, metric: str = "loss") -> Chart:
+    """Paired differences with their 95 % intervals, the seeds behind them, and what they can tell.
+
+    `differences` is what `statistics.paired_differences` made of the rows.
+    """
+    statistics.require_columns(differences, "first", "second", "mean_difference", "p_holm", "verdict")
+    figure = new_chart(comparison_title(differences, metric))
+    ax = figure.subplots()
+    pairs = differences[["first", "second"]]
+    seeds = statistics.seed_differences(rows, list(pairs.itertuples(index=False, name=None)), metric)
+    seeds = seeds.groupby(["first", "second"])["difference"]
+    between = "\n" if len(pairs) <= CROWDED else ", "
+    styles = cell_styles(differences["first"])
+    for place, row in enumerate(differences.to_dict("records")):
+        dots = seeds.get_group((row["first"], row["second"]))
+        ax.scatter(dots, np.full(len(dots), place + 0.2), s=30, color=styles[row["first"]]["color"], alpha=0.8)
+        interval(ax, place - 0.1, row, lying=True)
+        ax.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=ax.get_yaxis_transform())
+    pair_rows(ax, pairs)
+    ax.set_xlabel(f"difference in {metric_axis(metric)}")
+    short_ticks(ax.xaxis, 5)
+    _percent_axis(ax, differences)
+    note = "verdicts after Holm; finds: with 80 % power, in % of the second's mean"
+    seeds_legend(figure, note, seed_colour=PALETTE[7])
+    return figure
+
+
+def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
+    unit = differences["mean_second"].abs().mean() / 100
+    seconds = differences["second"].unique()
+    top = ax.secondary_xaxis("top", functions=(lambda value: value / unit, lambda percent: percent * unit))
+    top.set_xlabel(f"% of {cell_name(seconds[0]) if len(seconds) == 1 else 'the mean'}")
+
+
+@chart
+def pareto(
+    rows: pd.DataFrame,
+    costs: Sequence[str] = ("params", "macs", "ms"),
+    metric: str = "loss",
+    *,
+    lower_better: bool | None = None,
+) -> Chart:
+    """Quality (mean, 95 % interval) against each cost; hollow where another cell is as cheap and certainly better.
+
+    Rows: cell, seed, metric, the costs; where they have <cost>_q1 and <cost>_q3, a bar joins them.
+    """
+    cells = statistics.summary(rows, metric).merge(cell_costs(rows, costs), on="cell")
+    lower_better = statistics.lower_is_better(metric, lower_better)
+    leads = {cost: statistics.non_dominated(cells, cost, lower_better=lower_better) for cost in costs}
+    figure = new_chart(_dominance_title(cells["cell"], leads))
+    styles = cell_styles(cells["cell"])
+    for ax, cost in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs, strict=True):
+        divisor, label = cost_axis(cells[cost])
+        for row, leading in zip(cells.to_dict("records"), leads[cost], strict=True):
+            style = styles[row["cell"]]
+            fill = style["color"] if leading else "white"
+            interval(ax, row[cost] / divisor, row, centre="mean", **style, markerfacecolor=fill)
+            if f"{cost}_q1" in row:
+                ax.hlines(row["mean"], row[f"{cost}_q1"] / divisor, row[f"{cost}_q3"] / divisor, style["color"])
+        ax.set_xlabel(label)
+        ax.margins(x=0.15)
+        short_ticks(ax.xaxis, 4)
+    figure.axes[0].set_ylabel(metric_axis(metric))
+    cells_legend(figure, styles, "hollow: another cell costs no more, and its interval is wholly better")
+    return figure
+
+
+def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
+    costs_of: dict[tuple[str, ...], list[str]] = {}
+    for cost, leading in leads.items():
+        costs_of.setdefault(tuple(map(cell_name, cells[~leading])), []).append(COSTS.get(cost, cost))
+    return "; ".join(
+        f"{listed(names) or 'No cell'} {'are' if len(names) > 1 else 'is'} surely beaten by one that costs no more "
+        f"({', '.join(costs)})"
+        for names, costs in costs_of.items()
+    )
+
+
+@chart
+def learning_curves(curves: pd.DataFrame, ms_per_step: Mapping[str, float], metric: str = "loss") -> Chart:
+    """Loss against steps and against compute time: the mean of the seeds, and their range as a band.
+
+    Curves: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell.
+    """
+    timed = statistics.with_seconds(curves, ms_per_step, metric)
+    step = _last_common_step(timed)
+    by_step = statistics.paired_differences(timed[timed["step"] == step], metric)
+    equal_time = statistics.at_equal_time(curves, ms_per_step, metric)
+    by_time, seconds = statistics.paired_differences(equal_time, metric), equal_time["seconds"].iloc[0]
+    figure = new_chart(
+        f"After {step:g} steps {_told_apart(by_step)} can be told apart, "
+        f"after {seconds:.3g} s of compute {_told_apart(by_time)}"
+    )
+    styles = cell_styles(timed["cell"])
+    left, right = figure.subplots(1, 2, sharey=True)
+    figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
+    _curves(left, timed, "step", metric, styles)
+    _curves(right, timed, "seconds", metric, styles)
+    left.axvline(step, color="black", linestyle=":")
+    right.axvline(seconds, color="black", linestyle=":")
+    left.set(xlabel="training steps", ylabel=metric_axis(metric), yscale="log")
+    right.set_xlabel("compute time, s")
+    short_ticks(left.yaxis, 7)
+    left.minorticks_off()
+    cells_legend(figure, styles, f"mean and range of {span(by_step['n_seeds'])} seeds; dotted: compared there")
+    return figure
+
+
+def _last_common_step(timed: pd.DataFrame) -> float:
+    runs = timed.groupby("step").size()
+    common = runs.index[runs == len(timed[["cell", "seed"]].drop_duplicates())]
+    require(len(common) > 0, f"the curves have no step in common; their steps are {list(runs.index)}")
+    return common.max()
+
+
+def _told_apart(differences: pd.DataFrame) -> str:
+    return f"{len(decided(differences)) or 'none'} of {len(differences)} pairs"
+
+
+def _curves(ax: Axes, timed: pd.DataFrame, column: str, metric: str, styles: Mapping[str, Style]) -> None:
+    for cell, curve in timed.groupby("cell", sort=False):
+        seeds = curve.groupby(column)[metric].agg(["mean", "min", "max"])
+        ax.plot(seeds.index, seeds["mean"], markersize=5, **styles[cell])
+        ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=styles[cell]["color"], alpha=0.2, linewidth=0)
+
+
+@chart
+def loss_by_quartile(rows: pd.DataFrame, baseline: str = "unet") -> Chart:
+    """Loss in each quartile of the timestep, as difference to a baseline in percent of its mean, with 95 % intervals.
+
+    Rows: cell, seed, loss_q1 (least noise) to loss_q4. In percent, since the quartiles differ by orders of magnitude.
+    """
+    found = statistics.quartile_differences(rows, baseline)
+    figure = new_chart(_quartile_title(found, baseline))
+    ax = figure.subplots()
+    cells = list(found["first"].unique())
+    styles = cell_styles([baseline, *cells])
+    for quartile, metric in enumerate(QUARTILES):
+        seeds = statistics.seed_differences(rows, [(cell, baseline) for cell in cells], metric)
+        for row in found[found["metric"] == metric].to_dict("records"):
+            place = quartile + 0.75 * ((cells.index(row["first"]) + 0.5) / len(cells) - 0.5)
+            dots = 100 * seeds.loc[seeds["first"] == row["first"], "difference"] / row["mean_second"]
+            style = styles[row["first"]]
+            ax.scatter(np.full(len(dots), place + 0.05), dots, s=18, color=style["color"], alpha=0.6)
+            interval(ax, place - 0.02, in_percent(row), **style)
+    ax.axhline(0, color="black", linewidth=1)
+    means = found.drop_duplicates("metric")["mean_second"]
+    ax.set_xticks(range(4), [f"q{number}\n{mean:.2g}" for number, mean in enumerate(means, 1)])
+    ax.set_xlabel(f"quartile of the timestep, q1 = least noise; below, the loss of {cell_name(baseline)}")
+    ax.set_ylabel(f"held-out loss against {cell_name(baseline)}, %")
+    ax.grid(axis="x", visible=False)
+    note = f"small: one seed of {span(found['n_seeds'])}; large: mean, 95 % interval"
+    cells_legend(figure, {cell: styles[cell] for cell in cells}, note)
+    return figure
+
+
+def _quartile_title(found: pd.DataFrame, baseline: str) -> str:
+    seeds, told = span(found["n_seeds"]), pd.DataFrame(decided(found))
+    if told.empty:
+        return f"{seeds} seeds cannot tell any cell from {cell_name(baseline)} in any quartile of the timestep"
+    words = []
+    for (verdict, cell), part in told.groupby(["verdict", "first"], sort=False):
+        quartiles = listed([metric.removeprefix("loss_") for metric in part["metric"]])
+        words.append(f"{cell_name(cell)} {'beats' if verdict == 'first better' else 'loses to'} it in {quartiles}")
+    end = f"; {seeds} seeds cannot tell the rest" if len(told) < len(found) else f" ({seeds} seeds)"
+    return f"Against {cell_name(baseline)}: {', '.join(words)}{end}"
+
+
+@chart
+def conclusions(found: pd.DataFrame, in_order: pd.DataFrame | None = None) -> Chart:
+    """What one would have concluded with 1, 3 and 10 seeds: a panel a number of seeds, coloured by the winner.
+
+    Rows: `statistics.conclusions_by_seeds`, and if wanted `statistics.order_in_single_seeds`.
+    """
+    statistics.require_columns(found, "n_seeds", "group", "first", "second", "mean_second", "conclusion")
+    figure = new_chart(_conclusion_title(found))
+    counts = sorted(found["n_seeds"].unique())
+    pairs = found[["first", "second"]].drop_duplicates()
+    styles = cell_styles(found[["second", "first"]].to_numpy().ravel())
+    colours = {cell: {"color": style["color"], "marker": "o"} for cell, style in styles.items()}
+    rows_of = {pair: place for place, pair in enumerate(pairs.itertuples(index=False, name=None))}
+    axes = figure.subplots(1, len(counts), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, count in zip(axes, counts, strict=True):
+        part = found[found["n_seeds"] == count]
+        pair_rows(ax, pairs)
+        for row in part.to_dict("records"):
+            shift = (row["group"] + 0.5) / part["group"].nunique() - 0.5
+            _conclusion(ax, rows_of[row["first"], row["second"]] + 0.8 * shift, in_percent(row), colours)
+        ax.set_title("1 seed" if count == 1 else f"{count} seeds")
+        short_ticks(ax.xaxis, 3)
+    axes[len(axes) // 2].set_xlabel("difference in % of the second")
+    cells_legend(
+        figure, colours, "colour: the winner; hollow: cannot tell; lines: 95 % intervals" + _order_text(in_order)
+    )
+    return figure
+
+
+def _conclusion(ax: Axes, place: float, row: Row, colours: Mapping[str, Style]) -> None:
+    pair = winner_and_loser(row | {"verdict": row["conclusion"]})
+    style = {"color": PALETTE[7], "marker": "o", "markerfacecolor": "white"} if pair is None else colours[pair[0]]
+    if np.isnan(row["ci_low"]):
+        ax.plot(row["mean_difference"], place, markersize=6, **style)
+    else:
+        interval(ax, place, row, lying=True, capsize=2, **style | {"markersize": 6})
+
+
+def _conclusion_title(found: pd.DataFrame) -> str:
+    few, many = found["n_seeds"].min(), found["n_seeds"].max()
+    told = found[found["conclusion"] != CANNOT_TELL]
+    kinds = told.groupby(["n_seeds", "first", "second"])["conclusion"].nunique()
+    torn, apart = (kinds.reindex([few], level="n_seeds") > 1).sum(), len(kinds.reindex([many], level="n_seeds"))
+    count = len(found[["first", "second"]].drop_duplicates())
+    start = "Single seeds" if few == 1 else f"Groups of {few} seeds"
+    return (
+        f"{start} contradict each other on {torn} of {count} pairs; {many} seeds tell {apart or 'none'} of them apart"
+    )
+
+
+def _order_text(in_order: pd.DataFrame | None) -> str:
+    if in_order is None:
+        return ""
+    row = in_order.iloc[0]
+    order = " < ".join(map(cell_name, row["order"].split(", ")))
+    percents = f"{row['percent_in_order']:.0f} %, where chance alone gives {row['percent_by_chance']:.0f} %"
+    return f"\n{order}: in {row['n_in_order']} of {row['n_seeds']} single seeds, {percents}"

@@ -1,0 +1,179 @@
+"""What the pictures of studies share: names and colours of cells, marks of intervals, and verdicts in words."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from hae_lab import statistics
+from hae_lab.errors import require
+from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, span
+from hae_lab.plots.compute import RULE_COLOURS
+from hae_lab.statistics import CANNOT_TELL
+
+METRICS = {
+    "loss": "held-out loss",
+    "auroc": "AUROC",
+    "dice": "Dice",
+    "swd": "sliced Wasserstein distance",
+    "mmd": "MMD²",
+}
+COSTS = {"params": "parameters", "macs": "MACs", "ms": "time"}
+SCALES = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+MEAN, SEED = "#222222", PALETTE[9]  # where a mark stands for no cell
+
+Row = Mapping[str, Any]
+Style = dict[str, Any]
+
+
+# cells and numbers
+
+
+def cell_name(cell: Any) -> str:
+    """A variant by its name; a number without needless digits."""
+    return VARIANT_NAMES.get(cell, f"{cell:g}" if isinstance(cell, float) else str(cell))
+
+
+def cell_styles(cells: Iterable[str]) -> dict[str, Style]:
+    """Colour and marker of each cell: a variant and a mask rule have their own colour, others take what is left."""
+    cells = list(dict.fromkeys(cells))
+    own = {cell: colour for cell, colour in (VARIANT_COLOURS | RULE_COLOURS).items() if cell in cells}
+    spare = cycle([colour for colour in PALETTE if colour not in own.values()] or PALETTE)
+    markers = cycle("osD^vXP*<>")
+    return {cell: {"color": own.get(cell) or next(spare), "marker": next(markers)} for cell in cells}
+
+
+def metric_name(metric: str) -> str:
+    return METRICS.get(metric, metric)
+
+
+def metric_axis(metric: str) -> str:
+    return "held-out loss (MSE of the noise)" if metric == "loss" else metric_name(metric)
+
+
+def cost_axis(costs: pd.Series) -> tuple[float, str]:
+    """Divisor of a cost, and the label of an axis that shows it divided."""
+    name = COSTS.get(costs.name, costs.name)
+    if costs.name == "ms":
+        return 1, f"{name}, ms"
+    divisor, word = next(((size, f", {word}") for size, word in SCALES if costs.max() >= size), (1, ""))
+    return divisor, name + word
+
+
+def cell_costs(rows: pd.DataFrame, costs: Sequence[str]) -> pd.DataFrame:
+    """A row a cell: cell, its costs, and their quartiles <cost>_q1 and <cost>_q3 where the rows have them.
+
+    Raises `HAELabError` for a cost that differs between the seeds of a cell.
+    """
+    statistics.require_columns(rows, "cell", *costs)
+    columns = [name for cost in costs for name in (cost, f"{cost}_q1", f"{cost}_q3") if name in rows.columns]
+    differ = rows.groupby("cell", sort=False)[columns].nunique(dropna=False).ne(1).any(axis=1)
+    cells = ", ".join(map(str, differ.index[differ]))
+    require(not cells, f"{', '.join(columns)} must be one number a cell, but differ between the seeds of {cells}")
+    return rows.drop_duplicates("cell")[["cell", *columns]]
+
+
+def in_percent(row: Row) -> Row:
+    """A difference and its interval in percent of the second's mean."""
+    scale = 100 / abs(row["mean_second"])
+    return row | {name: scale * row[name] for name in ("mean_difference", "ci_low", "ci_high")}
+
+
+# words
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def others(count: int, noun: str) -> str:
+    return f"the other {noun}" if count == 1 else f"the other {count} {noun}s"
+
+
+def winner_and_loser(row: Row) -> tuple[Any, Any] | None:
+    """The two cells, or levels, of a comparison that has a verdict."""
+    if row["verdict"] == CANNOT_TELL:
+        return None
+    pair = row["first"], row["second"]
+    return pair if row["verdict"] == "first better" else pair[::-1]
+
+
+def decided(differences: pd.DataFrame) -> list[Row]:
+    """The comparisons that have a verdict."""
+    return differences[differences["verdict"] != CANNOT_TELL].to_dict("records")
+
+
+def comparison_title(differences: pd.DataFrame, metric: str) -> str:
+    """What paired differences tell, and how much they leave open."""
+    told, count, seeds = decided(differences), len(differences), span(differences["n_seeds"])
+    if not told:
+        which = "the two cells" if count == 1 else f"any of {count} pairs"
+        return f"{seeds} seeds cannot tell {which} apart by {metric_name(metric)}"
+    rest = count - len(told)
+    end = f"; {seeds} seeds cannot tell {others(rest, 'pair')} apart" if rest else f" ({seeds} seeds)"
+    if len(told) > 2:
+        return f"{len(told)} of {count} pairs differ in {metric_name(metric)}{end}"
+    wins = [" beats ".join(map(cell_name, winner_and_loser(row))) for row in told]
+    return f"{listed(wins)} in {metric_name(metric)}{end}"
+
+
+def verdict_text(row: Row, between: str) -> str:
+    """The verdict of one comparison, and the smallest difference it would find with 80 % power."""
+    pair = winner_and_loser(row)
+    only_holm = " (Holm)" if row["ci_low"] > 0 or row["ci_high"] < 0 else ""
+    verdict = f"{cell_name(pair[0])} better" if pair else CANNOT_TELL + only_holm
+    least = 100 * row["minimum_detectable_difference"] / abs(row["mean_second"])
+    return f"{verdict}{between}finds ≥ {least:.1f} %"
+
+
+# marks
+
+
+def interval(
+    ax: Axes, place: float, row: Row, *, centre: str = "mean_difference", lying: bool = False, **style
+) -> None:
+    """A mean with its interval: upright at x = `place`, or lying at y = `place`."""
+    value = row[centre]
+    arms = [[value - row["ci_low"]], [row["ci_high"] - value]]
+    style = {"capsize": 4, "linewidth": 2, "markersize": 8, "zorder": 3, "color": MEAN, "marker": "D"} | style
+    if lying:
+        ax.errorbar(value, place, xerr=arms, **style)
+    else:
+        ax.errorbar(place, value, yerr=arms, **style)
+
+
+def short_ticks(axis: Axis, count: int) -> None:
+    """At most `count` steps between ticks, and no needless digits."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+
+
+def pair_rows(ax: Axes, pairs: pd.DataFrame) -> None:
+    """A row of the axes for each pair (columns first, second), from the top, around a line at zero."""
+    names = [f"{cell_name(first)} − {cell_name(second)}" for first, second in pairs.to_numpy(object)]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.axvline(0, color="black", linewidth=1)
+
+
+def seeds_legend(figure: Chart, note: str = "", seed_colour: str = SEED) -> None:
+    dot = Line2D([], [], color=seed_colour, marker="o", linestyle="", label="one seed")
+    bar = Line2D([], [], color=MEAN, marker="D", linewidth=2, label="mean, 95 % interval")
+    _legend(figure, [dot, bar], note)
+
+
+def cells_legend(figure: Chart, styles: Mapping[str, Style], note: str) -> None:
+    marks = [Line2D([], [], linestyle="", label=cell_name(cell), **style) for cell, style in styles.items()]
+    _legend(figure, marks, note)
+
+
+def _legend(figure: Chart, marks: list[Line2D], note: str) -> None:
+    options = {"loc": "outside lower center", "frameon": False, "title_fontsize": 11, "alignment": "center"}
+    figure.legend(handles=marks, ncols=min(4, len(marks)), title=note, **options)
