@@ -376,12 +376,13 @@ def test_quartiles_are_judged_together():
 # time
 
 
-def test_equal_time_by_hand():
+@pytest.mark.parametrize("direction", [1, -1])
+def test_equal_time_by_hand(direction):
     curves = pd.DataFrame(
         [("fast", 0, 100, 0.4), ("fast", 0, 200, 0.1), ("slow", 0, 200, 0.1), ("slow", 0, 100, 0.4)],
         columns=["cell", "seed", "step", "loss"],
     )
-    found = statistics.at_equal_time(curves, {"fast": 10, "slow": 4 / 0.3}).set_index("cell")
+    found = statistics.at_equal_time(curves[::direction], {"fast": 10, "slow": 4 / 0.3}).set_index("cell").sort_index()
     assert found["seconds"].tolist() == [2, 2]
     assert found["step"].tolist() == pytest.approx([200, 150])
     assert found["loss"].tolist() == pytest.approx([0.1, 0.2])  # half-way in the logarithm: sqrt(0.4 x 0.1)
