@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from hae_lab.config import HAEConfig
 from hae_lab.diffusion.data import ImageSet, check_whole, digits, phantoms, split_dataset
 from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
-from hae_lab.diffusion.sampling import sample
+from hae_lab.diffusion.sampling import STEPS, sample, sampling_scheduler
 from hae_lab.diffusion.training import Recipe, Trained, train
-from hae_lab.errors import HAELabError, require_name
+from hae_lab.errors import HAELabError, require, require_name
 
 HELD_OUT = 256  # images
 LESIONS = 128  # images with a lesion
@@ -56,9 +56,10 @@ def load_data(name: str, size: int) -> tuple[Dataset, Dataset]:
         return DATA[name](size)
     module, _, function = name.partition(":")
     try:
-        return getattr(import_module(module), function)(size)
-    except (ImportError, AttributeError) as error:
+        load = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise HAELabError(f"data={name!r} names no function that can be imported here: {error}") from None
+    return load(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, None)
         check_whole("samples", self.samples, 0, HELD_OUT)
+        require(self.samples != 1, "samples is 0 or at least 2: one image has no distance to others")
         check_whole("evaluate_every", self.evaluate_every, 1, None)
 
     def to_json(self) -> str:
@@ -100,6 +102,10 @@ def run(
     `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
     """
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
+    if experiment.samples:  # what would fail after the training
+        enough = len(held_out) >= experiment.samples
+        require(enough, f"samples={experiment.samples} are compared with as many held-out images of {len(held_out)}")
+        sampling_scheduler(experiment.recipe, "ddim", STEPS)
     trained = train(
         experiment.config,
         dataset,

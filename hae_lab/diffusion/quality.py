@@ -1,13 +1,16 @@
 """Quality: held-out denoising loss under common random numbers, distances between sets of images, anomaly maps."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hae_lab.diffusion.sampling import denoise, starting_noise, starting_timestep
-from hae_lab.diffusion.training import Recipe, known_labels, noise_scheduler
+from hae_lab.diffusion.data import check_whole
+from hae_lab.diffusion.sampling import STEPS, denoise, eval_mode, starting_noise, starting_timestep
+from hae_lab.diffusion.training import MEASURING, Recipe, known_labels, noise_scheduler, stream_seed
 from hae_lab.errors import require
 from hae_lab.models import HAEUNet
 
@@ -25,26 +28,32 @@ def denoising_loss(
     """
     recipe = recipe or Recipe()
     scheduler = noise_scheduler(recipe)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream_seed(seed, MEASURING))
     device = next(model.parameters()).device
-    sums, count = torch.zeros(QUARTILES, dtype=torch.float64), 0
-    for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):
-        images, labels = batch["image"], known_labels(model.config, batch)
-        count += len(images)
-        for quartile in range(QUARTILES):
-            timesteps = _timesteps(quartile, len(images), recipe.timesteps, generator)
-            noise = torch.randn(images.shape, generator=generator)
-            noisy = scheduler.add_noise(images, noise, timesteps)
-            output = model(noisy.to(device), timesteps.to(device), None if labels is None else labels.to(device))
-            found = as_noise(output.float().cpu(), noisy, scheduler.alphas_cumprod[timesteps], recipe.prediction)
-            sums[quartile] += (found - noise).double().square().flatten(1).mean(1).sum()
-    means = (sums / count).tolist()
+    sums = torch.zeros(QUARTILES, dtype=torch.float64)
+    with eval_mode(model):
+        for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):
+            images, labels = batch["image"], known_labels(model.config, batch)
+            labels = None if labels is None else labels.to(device)
+            for quartile, (timesteps, noise) in enumerate(_draws(images, recipe.timesteps, generator)):
+                noisy = scheduler.add_noise(images, noise, timesteps)
+                output = model(noisy.to(device), timesteps.to(device), labels).float().cpu()
+                found = as_noise(output, noisy, scheduler.alphas_cumprod[timesteps], recipe.prediction)
+                sums[quartile] += (found - noise).double().square().flatten(1).mean(1).sum()
+    means = (sums / len(dataset)).tolist()
     return {"loss": sum(means) / QUARTILES} | {f"loss_q{place}": mean for place, mean in enumerate(means, 1)}
 
 
-def _timesteps(quartile: int, count: int, timesteps: int, generator: torch.Generator) -> Tensor:
-    low, high = (timesteps * edge // QUARTILES for edge in (quartile, quartile + 1))
-    return torch.randint(low, max(high, low + 1), (count,), generator=generator)
+def _draws(images: Tensor, chain: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """(timesteps (B,), noise (B, C, H, W)) a quartile, drawn image by image, so that batches make no difference."""
+    edges = [chain * edge // QUARTILES for edge in range(QUARTILES + 1)]
+    spans = [(low, max(high, low + 1)) for low, high in pairwise(edges)]
+    timesteps, noise = torch.empty(QUARTILES, len(images), dtype=torch.int64), torch.empty(QUARTILES, *images.shape)
+    for place in range(len(images)):
+        for quartile, span in enumerate(spans):
+            timesteps[quartile, place] = torch.randint(*span, (), generator=generator)
+            noise[quartile, place] = torch.randn(images.shape[1:], generator=generator)
+    return list(zip(timesteps, noise, strict=True))
 
 
 def as_noise(output: Tensor, noisy: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
@@ -122,7 +131,7 @@ def anomaly_maps(
     recipe: Recipe | None = None,
     *,
     start: int = 200,
-    steps: int = 25,
+    steps: int = STEPS,
     draws: int = 4,
     window: int = 3,
     seed: int = 0,
@@ -130,9 +139,11 @@ def anomaly_maps(
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
     A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
-    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels.
+    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels, an odd number.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
+    check_whole("draws", draws, 1, None)
+    require(window % 2 == 1, f"window is an odd number of pixels, got {window!r}")
     difference = torch.zeros_like(images)
     for draw in range(draws):
         difference += (
@@ -143,7 +154,7 @@ def anomaly_maps(
 
 
 def restore(
-    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 200, steps: int = 25, seed: int = 0
+    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 200, steps: int = STEPS, seed: int = 0
 ) -> Tensor:
     """Images (N, C, H, W) noised to timestep `start` and denoised again."""
     recipe = recipe or Recipe()
@@ -165,7 +176,8 @@ def detection(maps: Tensor, masks: Tensor) -> dict[str, float]:
     require(shapes[0] == shapes[1], f"maps and masks have one shape, got {shapes[0]} and {shapes[1]}")
     share = masks.float().mean().item()
     require(0 < share < 1, f"detection needs pixels with and without lesion; {share:.0%} of them have one")
-    scores, truth = maps.flatten(), masks.flatten().int()
+    # torchmetrics puts scores beyond 1 through a sigmoid, which is flat where they are large
+    scores, truth = maps.flatten() / maps.abs().max().clamp_min(1e-12), masks.flatten().int()
     precision, recall, _ = binary_precision_recall_curve(scores, truth)
     dice = 2 * precision * recall / (precision + recall).clamp_min(1e-12)  # F1 of pixels
     return {"auroc": binary_auroc(scores, truth).item(), "dice": dice.max().item()}

@@ -5,13 +5,14 @@ Ho & Salimans 2022, https://arxiv.org/abs/2207.12598 (guidance). The schedulers 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hae_lab.diffusion.data import check_whole
-from hae_lab.diffusion.training import Recipe, noise_scheduler
+from hae_lab.diffusion.training import SAMPLING, Recipe, noise_scheduler, stream_seed
 from hae_lab.errors import require, require_name
 from hae_lab.models import HAEUNet
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler
 
 SAMPLERS = ("ddim", "ddpm")
+STEPS = 25  # where nothing else is asked
 
 
 class Denoised(NamedTuple):
@@ -34,6 +36,17 @@ def starting_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Te
     return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed))
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside; the model's mode is put back."""
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
 @torch.no_grad()
 def denoise(
     model: HAEUNet,
@@ -42,7 +55,7 @@ def denoise(
     *,
     start: int | None = None,
     sampler: str = "ddim",
-    steps: int = 25,
+    steps: int = STEPS,
     seed: int = 0,
     labels: Tensor | None = None,
     guidance: float = 1.0,
@@ -58,18 +71,15 @@ def denoise(
     timesteps = _timesteps(scheduler, start)
     require(guidance == 1 or labels is not None, f"guidance={guidance} needs labels (B,)")
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    # DDPM's noise; from the seed itself it would be the starting noise once more
+    generator = torch.Generator().manual_seed(stream_seed(seed, SAMPLING))
     images = images.to(device)
-    mode = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for timestep in timesteps:
             output = _guided(model, images, timestep, labels, guidance)
             step = scheduler.step(output, timestep, images, generator=generator)
             images = step.prev_sample
             yield Denoised(timestep, images, step.pred_original_sample)
-    finally:
-        model.train(mode)
 
 
 def sample(
@@ -83,20 +93,23 @@ def sample(
     config = model.config
     noise = starting_noise(count, (config.in_channels, config.image_size, config.image_size), seed)
     labels = options.pop("labels", None)
+    require(labels is None or len(labels) == count, f"{count} images take as many labels")
     drawn = []
     for number, part in enumerate(noise.split(batch_size)):
         some = None if labels is None else labels[number * batch_size :][: len(part)]
-        *_, last = denoise(model, part, recipe, seed=seed + number, labels=some, **options)
+        *_, last = denoise(model, part, recipe, seed=stream_seed(seed, number), labels=some, **options)
         drawn.append(last.images.clamp(-1, 1).cpu())
     return torch.cat(drawn)
 
 
 def sampling_scheduler(recipe: Recipe, sampler: str, steps: int) -> "DDIMScheduler | DDPMScheduler":
-    """A sampler on the recipe's noise schedule, with its timesteps set."""
+    """A sampler on the recipe's noise schedule, with its timesteps set. Raises `HAELabError` for steps unlike it."""
     from diffusers import DDIMScheduler, DDPMScheduler
 
     require_name("sampler", sampler, SAMPLERS)
     check_whole("steps", steps, 1, recipe.timesteps)
+    even = recipe.timesteps % steps == 0
+    require(even, f"steps={steps} does not divide the chain of {recipe.timesteps}, and diffusers' DDIM would drift")
     kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
     # with v the last timestep, which is pure noise, is well defined; with epsilon it is 0 / 0
     spacing = "leading" if recipe.prediction == "epsilon" else "trailing"

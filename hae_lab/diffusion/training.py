@@ -8,6 +8,7 @@ https://arxiv.org/abs/2207.12598 (label dropout).
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -39,7 +40,7 @@ CHOICES = {
     "decay": ("constant", "cosine"),
     "precision": ("no", "bf16", "fp16"),
 }
-ORDER, DRAWS = 0, 1  # streams of one seed: order of the images, and what is drawn at each step
+ORDER, DRAWS, DROPOUT, SAMPLING, MEASURING = range(5)  # streams of one seed: none repeats the numbers of another
 STATE, WEIGHTS = "state.pt", "model.safetensors"
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -98,8 +99,16 @@ def noise_scheduler(recipe: Recipe) -> "DDPMScheduler":
 
 
 def known_labels(config: HAEConfig, batch: dict[str, Tensor]) -> Tensor | None:
-    """The labels (B,) of a batch, for a model that takes them."""
-    return None if config.num_classes is None else batch["label"]
+    """The labels (B,) of a batch, for a model that takes them. Raises `HAELabError` if there are none."""
+    if config.num_classes is None:
+        return None
+    require("label" in batch, f"the model has num_classes={config.num_classes}, but the images have no labels")
+    return batch["label"]
+
+
+def stream_seed(*parts: int) -> int:
+    """A seed for torch that depends on all parts: usually seed, stream and place in it."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -131,7 +140,7 @@ class BatchOrder(Sampler[list[int]]):
 class _State:
     """Everything that changes while training."""
 
-    model: nn.Module
+    model: nn.Module  # bare: as prepared for several processes it is another module with the same parameters
     optimizer: Any
     schedule: Any
     ema: "EMAModel"
@@ -142,21 +151,22 @@ class _State:
     def save(self, folder: Path, identity: str, weights: HAEUNet) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "ema")}
         progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": identity}
+        save_checkpoint(weights, folder / WEIGHTS)  # first: killed in between, a run does these steps again
         with atomic_path(folder / STATE) as temporary:
             torch.save(parts | progress, temporary)
-        save_checkpoint(weights, folder / WEIGHTS)
 
-    def load(self, path: Path, identity: str) -> None:
+    def load(self, path: Path, identity: str, steps: int) -> None:
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
+            changed = _difference(saved["identity"], identity)
         except Exception as error:  # a broken file can raise anything inside the reader
             raise HAELabError(f"{str(path)!r} is no readable training state ({type(error).__name__})") from None
-        require(
-            saved["identity"] == identity,
-            f"{str(path.parent)!r} holds another run: {_difference(saved['identity'], identity)}; take another folder",
-        )
+        require(not changed, f"{str(path.parent)!r} holds another run: {changed}; take another folder")
+        done = saved["step"]
+        require(done <= steps, f"{str(path.parent)!r} holds {done} steps of this run, more than steps={steps}")
         for name in ("model", "optimizer", "schedule", "ema"):
             getattr(self, name).load_state_dict(saved[name])
+        self.ema.to(next(self.model.parameters()).device)
         self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
 
 
@@ -182,13 +192,16 @@ def train(
     Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
     """
     recipe = recipe or Recipe()
+    check_whole("seed", seed, 0, None)
+    check_whole("save_every", save_every, 1, None)
+    check_whole("evaluate_every", evaluate_every, 1, None)
     check_dataset(dataset, config)
     accelerator = _accelerator(recipe, device)
     identity = _identity(config, recipe, seed, dataset)
     averaged = build(config, seed=seed).to(accelerator.device).eval()
-    state = _fresh_state(config, recipe, seed, accelerator)
+    state, model = _fresh_state(config, recipe, seed, accelerator)
     if folder is not None and (Path(folder) / STATE).exists():
-        state.load(Path(folder) / STATE, identity)
+        state.load(Path(folder) / STATE, identity, recipe.steps)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     order = BatchOrder(len(dataset), recipe, seed, state.step, share)
     draws = torch.Generator()  # the loader would take its workers' seed from the global state
@@ -199,20 +212,21 @@ def train(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # dropout draws from the global state
         for batch in bar:
             started = time.perf_counter()
-            torch.manual_seed(_step_seed(seed, state.step))
+            torch.manual_seed(stream_seed(seed, DROPOUT, state.step, accelerator.process_index))
             labels = known_labels(config, batch)
             noisy, timesteps, labels, target = _draw(batch["image"], labels, scheduler, recipe, seed, state.step, share)
             inputs = (part if part is None else part.to(accelerator.device) for part in (noisy, timesteps, labels))
             with accelerator.autocast():
-                output = state.model(*inputs)
+                output = model(*inputs)
             loss = F.mse_loss(output.float(), target.to(accelerator.device))
-            _check_finite(loss.item(), state)
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            # fp16 alone may overflow: its scaler then skips the step
+            _check_finite(loss, loss if recipe.precision == "fp16" else norm, state)
             state.optimizer.step()
             state.schedule.step()
             state.optimizer.zero_grad()
-            state.ema.step(state.model.parameters())
+            state.ema.step(model.parameters())
             state.step += 1
             seconds = time.perf_counter() - started
             state.seconds += seconds
@@ -220,7 +234,8 @@ def train(
             last = state.step == recipe.steps
             if evaluate is not None and (last or state.step % evaluate_every == 0):
                 state.ema.copy_to(averaged.parameters())
-                state.curve.append({"step": state.step} | evaluate(averaged))
+                found = {name: float(value) for name, value in evaluate(averaged).items()}
+                state.curve.append({"step": state.step} | found)
             if folder is not None and accelerator.is_main_process and (last or state.step % save_every == 0):
                 state.ema.copy_to(averaged.parameters())
                 state.save(Path(folder), identity, averaged)
@@ -229,28 +244,42 @@ def train(
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     require_name("device", device, (None, "cpu", "cuda", "mps"))
-    AcceleratorState._reset_state()  # else the first precision of a process would be its only one
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision)
-    found = accelerator.device.type
+    # else the first precision and device of a process would be its only ones
+    AcceleratorState._reset_state(reset_partial_state=True)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a scale coarser than the map has dead ones
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision, kwargs_handlers=[unused])
+    except ValueError as error:  # a precision that the device does not have
+        raise HAELabError(f"precision={recipe.precision!r}: {error}") from None
+    found, processes = accelerator.device.type, accelerator.num_processes
     require(device in (None, found), f"device={device!r} is not there: accelerate finds {found!r}")
+    half = recipe.precision == "fp16" and found == "cpu"
+    require(not half, "precision='fp16' needs a GPU: on a CPU accelerate would leave it out unsaid; take 'bf16'")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # else each would train alone and write over the others
+    together = launched == processes
+    require(together, f"of {launched} processes accelerate joins {processes}: on a CPU pass device='cpu'")
+    whole = recipe.batch_size % processes == 0
+    require(whole, f"batch_size={recipe.batch_size} does not divide over {processes} processes: take a multiple")
     return accelerator
 
 
-def _fresh_state(config: HAEConfig, recipe: Recipe, seed: int, accelerator: "Accelerator") -> _State:
+def _fresh_state(config: HAEConfig, recipe: Recipe, seed: int, accelerator: "Accelerator") -> tuple[_State, nn.Module]:
+    """The state at step 0 and the model as prepared for this process."""
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
     model = build(config, seed=seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
     name = "constant_with_warmup" if recipe.decay == "constant" else recipe.decay
     schedule = get_scheduler(name, optimizer, num_warmup_steps=recipe.warmup_steps, num_training_steps=recipe.steps)
     ema = EMAModel(model.parameters(), decay=recipe.ema_decay, foreach=True)
-    return _State(model=model, optimizer=optimizer, schedule=schedule, ema=ema, curve=[])
+    return _State(model=model, optimizer=optimizer, schedule=schedule, ema=ema, curve=[]), prepared
 
 
 def _draw(
@@ -263,7 +292,7 @@ def _draw(
     share: slice,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """(noisy images, timesteps, labels or None, target) of one process; drawn on the CPU, so alike on every device."""
-    generator = torch.Generator().manual_seed(_step_seed(seed, step))
+    generator = torch.Generator().manual_seed(stream_seed(seed, DRAWS, step))
     whole = recipe.batch_size
     noise = torch.randn((whole, *images.shape[1:]), generator=generator)[share]
     timesteps = torch.randint(recipe.timesteps, (whole,), generator=generator)[share]
@@ -277,16 +306,12 @@ def _draw(
     return scheduler.add_noise(images, noise, timesteps), timesteps, labels, target
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, DRAWS, step)).generate_state(1)[0])
-
-
-def _check_finite(loss: float, state: _State) -> None:
+def _check_finite(loss: Tensor, norm: Tensor, state: _State) -> None:
     rate = state.schedule.get_last_lr()[0]
     require(
-        isfinite(loss),
-        f"the loss is {loss} at step {state.step + 1} with learning rate {rate:.3g}: lower learning_rate or raise "
-        f"warmup_steps",
+        isfinite(loss.item()) and isfinite(norm.item()),
+        f"the loss is {loss.item()} and the norm of its gradient {norm.item()} at step {state.step + 1} with learning "
+        f"rate {rate:.3g}: lower learning_rate or raise warmup_steps",
     )
 
 
@@ -300,5 +325,5 @@ def _identity(config: HAEConfig, recipe: Recipe, seed: int, dataset: Dataset) ->
 
 def _difference(saved: str, asked: str) -> str:
     old, new = json.loads(saved), json.loads(asked)
-    changed = [name for name in new if old.get(name) != new[name]]
-    return ", ".join(f"{name} is {old.get(name)!r} there and {new[name]!r} here" for name in changed)
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in changed)
