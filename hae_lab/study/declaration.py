@@ -1,0 +1,156 @@
+"""A study: a grid of changes x seeds, declared in a few lines, run once, read as tidy tables."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.study.grid import Block, Cell, cells
+from hae_lab.study.store import Run
+
+STORE = Path("runs/studies.sqlite")
+TRIAL = "hae_lab.diffusion.experiment:run"
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A grid of changes x seeds.
+
+        Study("slots", {"regions": ["linear", "pooled"], "fusion": ["concat", "mean"]}, seeds=5, fixed={"steps": 300})
+
+    `grid` is a dictionary of lists, of which every combination is a cell, or a list of such dictionaries. Its keys, and
+    those of `fixed`, are "variant" (without it, hae), the fields of `HAEConfig` and of `Recipe`, and "data", "samples",
+    "evaluate_every" of `Experiment`. `seeds` are a list, or how many from 0 on. `limit` is the most runs that may be
+    trained. `trial` names what runs an experiment: "module:function" that takes it and a folder and returns metrics.
+    Raises `HAELabError` for what no study could be.
+    """
+
+    name: str
+    grid: Block | list[Block]
+    seeds: int | list[int] = 1
+    preset: str = "lesson16"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 1000
+    trial: str = TRIAL
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.name, str) and re.fullmatch(r"[\w.-]+", self.name)
+        require(bool(named), f"a study's name is letters, digits, '_', '-', '.': it names files; got {self.name!r}")
+        object.__setattr__(self, "seeds", _seeds(self.seeds))
+        self.cells  # noqa: B018 (made now, so that a mistake shows where the study is declared)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The study in a TOML file, whose keys are the fields above; several [[grid]] tables make a list of grids.
+
+            name = "bottleneck"
+            seeds = 5
+            [fixed]
+            steps = 300
+            [grid]
+            mlp_ratio = [0.25, 1, 4]
+
+        Raises `HAELabError`, with the file's name, for a file that is missing or holds no study.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            for name in values:
+                require_name("key", name, [each.name for each in fields(cls)])
+            missing = [name for name in ("name", "grid") if name not in values]
+            require(not missing, f"a study needs {' and '.join(missing)}")
+            return cls(**values)
+        except OSError as error:
+            raise HAELabError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        except ValueError as error:  # bad text, bad TOML, or a HAELabError from above
+            raise HAELabError(f"{path}: {error}") from None
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells, in the order of scikit-learn's `ParameterGrid`."""
+        return cells(self.grid, self.fixed, self.preset)
+
+    @cached_property
+    def planned(self) -> tuple[Run, ...]:
+        """Every run, by cell and seed."""
+        names = {place: _data_name(*place) for place in dict.fromkeys(map(_data_place, self.cells))}
+        return tuple(
+            Run(cell, seed, self.trial, names[_data_place(cell)]) for cell in self.cells for seed in self.seeds
+        )
+
+    def static(self, progress: bool = False) -> pd.DataFrame:
+        """A row a cell, nothing trained: cell, data, the fields that vary, params, macs, macs_dense, macs_kept.
+
+        MACs are those of one denoising step of one image, `macs` what our kernel runs; see `profilers.compute`.
+        """
+        from hae_lab.study import tables
+
+        return tables.static(self.cells, progress)
+
+    def run(
+        self, store: str | Path = STORE, *, workers: int = 2, retry_failed: bool = False, progress: bool = True
+    ) -> pd.DataFrame:
+        """Run what the store does not hold yet, and return `results`.
+
+        `workers` processes take a run each, with one thread. Runs that are "ok" are never repeated, "failed" ones only
+        with `retry_failed`; what a dead driver left behind continues from its checkpoint; what a living one holds is
+        left alone. Raises `HAELabError` for more than `limit` runs and a store that cannot be written.
+        """
+        from hae_lab.study import runner
+
+        size = len(self.cells) * len(self.seeds)
+        require(size <= self.limit, f"{size:,} runs are more than the limit of study {self.name!r}, {self.limit:,}")
+        runner.run(self.name, self.planned, store, workers, retry_failed, progress)
+        return self.results(store)
+
+    def results(self, store: str | Path = STORE) -> pd.DataFrame:
+        """A row a finished run, by cell and seed: study, cell, data, the fields that vary, seed, the counts of
+        `static`, metrics. The same runs give the same table, wherever and whenever they ran."""
+        from hae_lab.study import tables
+
+        return tables.results(self.name, self.planned, store)
+
+    def curves(self, store: str | Path = STORE) -> pd.DataFrame:
+        """Learning curves of the finished runs, by cell and seed: cell, data, seed, step, loss."""
+        from hae_lab.study import tables
+
+        return tables.curves(self.planned, store)
+
+    def runs(self, store: str | Path = STORE) -> pd.DataFrame:
+        """The log: a row a run that was ever begun, with status, seconds, host, versions, traceback."""
+        from hae_lab.study import tables
+
+        return tables.log(self.planned, store)
+
+    def export(self, store: str | Path, path: str | Path) -> Path:
+        """Write `results` to a .csv or .parquet file, whole or not at all. Raises `HAELabError` for another suffix."""
+        from hae_lab.study import tables
+
+        return tables.write(self.results(store), Path(path))
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = range(seeds)
+    listed = isinstance(seeds, list | tuple | range)
+    whole = listed and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    right = whole and len(seeds) == len(set(seeds)) > 0
+    require(right, f"seeds are how many, from 1 on, or a list of different whole numbers from 0; got {seeds!r}")
+    return tuple(sorted(seeds))
+
+
+def _data_place(cell: Cell) -> tuple[str, int]:
+    return cell.experiment.data, cell.experiment.config.image_size
+
+
+def _data_name(name: str, size: int) -> str:
+    """What names the images in a run's key; those of the toolkit are drawn by code that the key covers."""
+    from hae_lab.diffusion.data import data_key
+    from hae_lab.diffusion.experiment import DATA, load_data
+
+    return name if name in DATA else " | ".join(map(data_key, load_data(name, size)))

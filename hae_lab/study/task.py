@@ -1,0 +1,105 @@
+"""What a worker does: one run, in a process of its own. Importable, so that every backend can send it by name."""
+
+import getpass
+import json
+import platform
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hae_lab.errors import HAELabError, require
+from hae_lab.files import atomic_path
+
+LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "torchmetrics", "hae-lab")
+_ONE_RUN = threading.Lock()  # training uses torch's global random state, so the threads of a process take turns
+
+Trial = Callable[[Any, Path], dict[str, Any]]
+
+
+def load_trial(name: str) -> Trial:
+    """The function behind "module:function". Raises `HAELabError` if it cannot be imported."""
+    module, _, function = str(name).partition(":")
+    require(bool(module and function), f"a trial is named as 'module:function', got {name!r}")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise HAELabError(f"trial={name!r} names no function that can be imported here: {error}") from None
+
+
+def attempt(trial: str, experiment: str, key: str, folder: str | None = None) -> dict[str, Any]:
+    """Run one experiment, and return what to keep of it whatever happens.
+
+    Keys: status ("ok" or "failed"), metrics, traceback, seconds, host, versions. Without a `folder` its checkpoints
+    lie in the temporary folder of this computer.
+    """
+    with _ONE_RUN, one_thread():
+        started = time.perf_counter()
+        metrics, trace = None, None
+        try:
+            place = Path(folder) if folder else _scratch(key)
+            metrics = _run(trial, experiment, place)
+            if not folder:
+                shutil.rmtree(place, ignore_errors=True)
+        except (Exception, SystemExit):  # whatever it is, the others go on, and the store names it
+            trace = traceback.format_exc()
+        seconds = time.perf_counter() - started
+    return {
+        "status": "failed" if trace else "ok",
+        "metrics": metrics,
+        "traceback": trace,
+        "seconds": seconds,
+        "host": socket.gethostname(),
+        "versions": versions(),
+    }
+
+
+def _run(trial: str, experiment: str, folder: Path) -> dict[str, Any]:
+    from hae_lab.diffusion.experiment import Experiment
+
+    # a folder that cannot be written shows now, not at the first checkpoint
+    with atomic_path(folder / "experiment.json") as temporary:
+        temporary.write_text(experiment + "\n", encoding="utf-8")
+    metrics = load_trial(trial)(Experiment.from_json(experiment), folder)
+    require(isinstance(metrics, dict), f"a trial returns a dictionary of metrics, {trial} returned {metrics!r}")
+    return json.loads(json.dumps(metrics))  # what the store could not keep fails here
+
+
+def _scratch(key: str) -> Path:
+    """The same on every attempt, so that a run continues where a killed worker of this computer left it."""
+    return Path(tempfile.gettempdir()) / f"hae_lab-{getpass.getuser()}" / key
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for arithmetic: the workers fill the cores already."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions here; "missing" where there is none."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
