@@ -75,6 +75,8 @@ class Experiment:
     data: str = "phantoms"
     seed: int = 0
     samples: int = 0
+    sampler: str = "ddim"
+    sampling_steps: int = STEPS
     evaluate_every: int = 50
 
     def __post_init__(self) -> None:
@@ -105,7 +107,7 @@ def run(
     if experiment.samples:  # what would fail after the training
         enough = len(held_out) >= experiment.samples
         require(enough, f"samples={experiment.samples} are compared with as many held-out images of {len(held_out)}")
-        sampling_scheduler(experiment.recipe, "ddim", STEPS)
+        sampling_scheduler(experiment.recipe, experiment.sampler, experiment.sampling_steps)
     trained = train(
         experiment.config,
         dataset,
@@ -119,16 +121,17 @@ def run(
     )
     metrics = {name: value for name, value in trained.curve[-1].items() if name != "step"}
     if experiment.samples:
-        metrics |= sample_metrics(trained, held_out, experiment.samples)
+        metrics |= sample_metrics(trained, held_out, experiment)
         if experiment.data == "phantoms":
             metrics |= anomaly_metrics(trained)
     return metrics | {"curve": [[point["step"], point["loss"]] for point in trained.curve]}
 
 
-def sample_metrics(trained: Trained, held_out: Dataset, count: int) -> dict[str, float]:
-    """The "swd" and "mmd" of `count` samples to as many held-out images; one starting noise for all models."""
+def sample_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) -> dict[str, float]:
+    """The "swd" and "mmd" of samples to as many held-out images; one starting noise for all models."""
+    count = experiment.samples
     images = torch.stack([held_out[place]["image"] for place in range(count)])
-    drawn = sample(trained.model, count, trained.recipe)
+    drawn = sample(trained.model, count, trained.recipe, sampler=experiment.sampler, steps=experiment.sampling_steps)
     return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)}
 
 

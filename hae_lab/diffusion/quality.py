@@ -1,6 +1,7 @@
 """Quality: held-out denoising loss under common random numbers, distances between sets of images, anomaly maps."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,33 +136,41 @@ def anomaly_maps(
     draws: int = 4,
     window: int = 3,
     seed: int = 0,
+    **options: Any,
 ) -> Tensor:
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
     A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
     absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels, an odd number.
+    `options` are those of `denoise`: a conditional model takes the `labels` of healthy images.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
     check_whole("draws", draws, 1, None)
     require(window % 2 == 1, f"window is an odd number of pixels, got {window!r}")
     difference = torch.zeros_like(images)
     for draw in range(draws):
-        difference += (
-            images - restore(model, images, recipe, start=start, steps=steps, seed=seed + draw)
-        ).abs() / draws
+        restored = restore(model, images, recipe, start=start, steps=steps, seed=seed + draw, **options)
+        difference += (images - restored).abs() / draws
     gray = difference.mean(1, keepdim=True)  # (N, 1, H, W)
     return F.avg_pool2d(gray, window, stride=1, padding=window // 2, count_include_pad=False)
 
 
 def restore(
-    model: HAEUNet, images: Tensor, recipe: Recipe | None = None, *, start: int = 200, steps: int = STEPS, seed: int = 0
+    model: HAEUNet,
+    images: Tensor,
+    recipe: Recipe | None = None,
+    *,
+    start: int = 200,
+    steps: int = STEPS,
+    seed: int = 0,
+    **options: Any,
 ) -> Tensor:
-    """Images (N, C, H, W) noised to timestep `start` and denoised again."""
+    """Images (N, C, H, W) noised to timestep `start` and denoised again; `options` are those of `denoise`."""
     recipe = recipe or Recipe()
     first = starting_timestep(recipe, start, steps)
     noise = starting_noise(len(images), tuple(images.shape[1:]), seed)
     noisy = noise_scheduler(recipe).add_noise(images, noise, torch.full((len(images),), first))
-    *_, last = denoise(model, noisy, recipe, start=first, steps=steps, seed=seed)
+    *_, last = denoise(model, noisy, recipe, start=first, steps=steps, seed=seed, **options)
     return last.images.clamp(-1, 1).cpu()
 
 

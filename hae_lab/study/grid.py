@@ -11,7 +11,7 @@ from hae_lab.errors import HAELabError, require, require_name
 if TYPE_CHECKING:
     from hae_lab.diffusion.experiment import Experiment
 
-SETTINGS = ("data", "samples", "evaluate_every")  # fields of an experiment beside its config and its recipe
+SETTINGS = ("data", "samples", "sampler", "sampling_steps", "evaluate_every")  # fields of an experiment beside its config and its recipe
 BASE = ("variant", "preset")
 SPEAKING = (*BASE, "mask_rule")  # their values say by themselves what they are
 MOST_CELLS = 10_000
