@@ -1,0 +1,234 @@
+"""One run as data: it survives JSON, loads its images by name, and gives the same numbers again."""
+
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+from hae_lab import HAELabError, config
+from hae_lab.diffusion import experiment as experiments
+from hae_lab.diffusion.data import ImageSet, data_key, digits, phantoms
+from hae_lab.diffusion.experiment import DATA, HELD_OUT, Experiment, lesion_phantoms, load_data, run, sample_metrics
+from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
+from hae_lab.diffusion.sampling import sample
+from hae_lab.diffusion.training import STATE, WEIGHTS, Recipe, Trained, train
+
+SIZE = 8
+TINY = config("v2", "tiny", image_size=SIZE, num_classes=None)
+QUICK = Experiment(config=TINY, recipe=Recipe(steps=5, batch_size=4, warmup_steps=2), evaluate_every=2)
+
+
+def refused(message: str):
+    return pytest.raises(HAELabError, match=re.escape(message))
+
+
+def changed(**changes) -> Experiment:
+    return Experiment(**vars(QUICK) | changes)
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """The same data by name, fewer of them, and nothing remembered from another test."""
+    few = {
+        "phantoms": lambda size: (phantoms(30, size), phantoms(12, size, split="held-out")),
+        "lesions": lambda size: (phantoms(30, size, lesions=0.5), phantoms(12, size, lesions=0.5, split="held-out")),
+    }
+    monkeypatch.setattr(experiments, "DATA", few)
+    monkeypatch.setattr(experiments, "lesion_phantoms", lambda size: lesion_phantoms(size, 6))
+    load_data.cache_clear()
+    yield
+    load_data.cache_clear()
+
+
+# data by name
+
+
+@pytest.mark.slow
+def test_data_by_name(monkeypatch):
+    monkeypatch.setattr(experiments, "DATA", DATA)
+    for name, lesions in (("phantoms", 0), ("lesions", 0.5)):
+        train_set, held_out = load_data(name, SIZE)
+        assert (len(train_set), len(held_out)) == (4000, HELD_OUT)
+        assert train_set.labels.float().mean() == pytest.approx(lesions, abs=0.05)
+        assert "split=train" in data_key(train_set)
+        assert "split=held-out" in data_key(held_out)
+    train_set, held_out = load_data("digits", SIZE)
+    assert len(train_set) + len(held_out) == len(digits(SIZE)) == 1797
+    assert load_data("digits", SIZE)[0] is train_set  # read once a process
+
+
+def test_data_by_function(monkeypatch, tmp_path):
+    (tmp_path / "my_images.py").write_text(
+        "from hae_lab.diffusion.data import phantoms\n"
+        "def pair(size):\n    return phantoms(8, size, seed=5), phantoms(6, size, seed=6)\n"
+        "def broken(size):\n    return size.no_such_thing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    train_set, held_out = load_data("my_images:pair", SIZE)
+    assert torch.equal(train_set.images, phantoms(8, SIZE, seed=5).images)
+    assert len(held_out) == 6
+    numbers = run(changed(data="my_images:pair"))
+    assert math.isfinite(numbers["loss"])
+    with pytest.raises(AttributeError, match="no_such_thing"):  # the function's own error is not ours to rename
+        load_data("my_images:broken", SIZE)
+    sys.modules.pop("my_images")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("phantom", "unknown data set 'phantom': did you mean 'phantoms'?"),
+        ("no_such_module:pair", "data='no_such_module:pair' names no function that can be imported here"),
+        ("math:no_such_function", "names no function that can be imported here"),
+        (":pair", "names no function that can be imported here"),
+        (".relative:pair", "names no function that can be imported here"),
+    ],
+)
+def test_data_that_cannot_be_loaded_are_refused(name, message):
+    with refused(message):
+        load_data(name, SIZE)
+
+
+# an experiment is data
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        QUICK,
+        changed(seed=3, samples=4, data="lesions", evaluate_every=7),
+        Experiment(config=config("hae", "brats128", dropout=0.2, patch_sizes=(1, 2)), recipe=Recipe(decay="cosine")),
+    ],
+    ids=["quick", "changed", "brats"],
+)
+def test_an_experiment_survives_json(experiment):
+    text = experiment.to_json()
+    again = Experiment.from_json(text)
+    assert again == experiment
+    assert again.to_json() == text
+    assert json.loads(text)["recipe"]["steps"] == experiment.recipe.steps
+    assert changed(seed=8).to_json() != QUICK.to_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed is a whole number from 0, got -1"),
+        ({"samples": HELD_OUT + 1}, "samples is a whole number from 0 to 256, got 257"),
+        ({"samples": 1}, "samples is 0 or at least 2"),
+        ({"evaluate_every": 0}, "evaluate_every is a whole number from 1, got 0"),
+    ],
+    ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
+)
+def test_an_experiment_refuses(changes, message):
+    with refused(message):
+        changed(**changes)
+
+
+def test_json_of_a_recipe_that_makes_no_sense_is_refused():
+    with refused("steps is a whole number from 1, got 0"):
+        Experiment.from_json(QUICK.to_json().replace('"steps": 5', '"steps": 0'))
+
+
+# a run
+
+
+def test_a_run_is_training_and_its_held_out_loss():
+    train_set, held_out = experiments.DATA["phantoms"](SIZE)
+    trained = train(TINY, train_set, QUICK.recipe)
+    numbers = run(QUICK)
+    expected = denoising_loss(trained.model, held_out, QUICK.recipe)
+    assert numbers == expected | {"curve": numbers["curve"]}
+    assert [step for step, _ in numbers["curve"]] == [2, 4, 5]
+    assert numbers["curve"][-1][1] == numbers["loss"]
+    assert json.loads(json.dumps(numbers)) == numbers
+
+
+def test_two_runs_are_equal_and_another_seed_differs():
+    whole = changed(samples=4)
+    first = run(whole)
+    assert run(Experiment.from_json(whole.to_json())) == first
+    other = run(changed(samples=4, seed=1))
+    assert all(other[name] != value for name, value in first.items())
+
+
+def test_a_run_continues_in_its_folder(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def die(*arguments, **options):
+        raise Killed
+
+    whole = changed(samples=4)
+    expected = run(whole)
+    with monkeypatch.context() as patch:  # after the training, before the samples
+        patch.setattr(experiments, "sample_metrics", die)
+        with pytest.raises(Killed):
+            run(whole, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [WEIGHTS, STATE]
+    assert run(whole, tmp_path) == expected
+    assert run(whole, tmp_path) == expected
+    with refused("seed is 0 there and 1 here"):
+        run(changed(samples=4, seed=1), tmp_path)
+
+
+def test_samples_and_maps_are_measured_where_asked():
+    names = {data: set(run(changed(data=data, samples=4))) for data in ("phantoms", "lesions")}
+    losses = {"loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "curve"}
+    assert names == {"phantoms": losses | {"swd", "mmd", "auroc", "dice"}, "lesions": losses | {"swd", "mmd"}}
+    assert set(run(QUICK)) == losses
+
+
+def test_the_numbers_of_samples_and_maps_by_hand():
+    train_set, held_out = experiments.DATA["phantoms"](SIZE)
+    trained = train(TINY, train_set, QUICK.recipe, seed=2)
+    numbers = run(changed(samples=5, seed=2))
+    drawn, images = sample(trained.model, 5, QUICK.recipe), held_out.images[:5]
+    assert numbers["swd"] == sliced_wasserstein(drawn, images)
+    assert numbers["mmd"] == mmd(drawn, images)
+    ill = phantoms(6, SIZE, split="held-out", lesions=True, contrast=0.5)
+    assert numbers["auroc"] == detection(anomaly_maps(trained.model, ill.images, QUICK.recipe), ill.masks)["auroc"]
+
+
+def test_real_images_are_nearer_than_samples_of_an_untrained_model():
+    train_set, held_out = experiments.DATA["phantoms"](SIZE)
+    model = train(TINY, train_set, QUICK.recipe).model
+    found = sample_metrics(Trained(model=model, recipe=QUICK.recipe, curve=(), seconds=0.0), held_out, 12)
+    real = phantoms(12, SIZE, seed=1).images
+    assert found["swd"] > 2 * sliced_wasserstein(real, held_out.images)
+    assert found["mmd"] > mmd(real, held_out.images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 13}, "samples=13 are compared with as many held-out images of 12"),
+        ({"samples": 4, "recipe": Recipe(timesteps=30)}, "steps=25 does not divide the chain of 30"),
+        ({"config": config("v2", "tiny", image_size=SIZE, in_channels=2)}, "in_channels=2"),
+    ],
+    ids=["few", "chain", "channels"],
+)
+def test_what_would_fail_later_fails_before_the_training(changes, message, tmp_path):
+    with refused(message):
+        run(changed(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_leaves_the_global_random_states(random_states):
+    before = random_states()
+    run(changed(samples=4))
+    assert random_states() == before
+
+
+def test_images_with_labels_train_a_model_with_classes(monkeypatch):
+    heads = phantoms(20, SIZE, lesions=0.5)
+    monkeypatch.setitem(experiments.DATA, "lesions", lambda size: (heads, heads))
+    classes = TINY.replace(num_classes=2)
+    assert math.isfinite(run(changed(config=classes, data="lesions", samples=2))["swd"])
+    bare = ImageSet(images=heads.images)
+    monkeypatch.setitem(experiments.DATA, "bare", lambda size: (bare, bare))
+    with refused("has no label"):
+        run(changed(config=classes, data="bare"))
