@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hae_lab.config import PRESETS, VARIANTS, config
-from hae_lab.errors import HAELabError
+from hae_lab.errors import HAELabError, require
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +40,20 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="keeps state, weights, samples; the same command continues"
     )
     train.set_defaults(run=run_train)
+
+    study = commands.add_parser("study", help="run a grid of configs x seeds, where the last run of it stopped")
+    study.add_argument(
+        "file", type=Path, metavar="FILE.toml", help="see the docstring of hae_lab.study.Study.from_toml"
+    )
+    study.add_argument("--static", action="store_true", help="print parameters and MACs of each cell, and stop")
+    study.add_argument("--cost", action="store_true", help="print how long it will take, and stop")
+    study.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH", help="keeps the runs")
+    study.add_argument("--workers", type=int, default=2, help="processes of this computer (default: 2)")
+    study.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
+    study.add_argument("--address", help="of a Dask scheduler")
+    study.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    study.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)")
+    study.set_defaults(run=run_study)
 
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
     show.add_argument("variant", help=", ".join(VARIANTS))
@@ -108,6 +122,30 @@ def run_train(options: argparse.Namespace) -> None:
         title = f"16 samples of {plots.VARIANT_NAMES[options.variant]} after {recipe.steps:,} steps on {options.data}"
         write_figure(plots.image_grid(images, title=title, columns=8), out / "samples")
         print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
+
+
+def run_study(options: argparse.Namespace) -> None:
+    from hae_lab.study import Study, summary, write
+
+    study = Study.from_toml(options.file)
+    if options.static:
+        print(study.static(progress=True).to_string(index=False))
+        return
+    if options.cost:
+        print(study.cost(options.store, options.workers, retry_failed=options.retry_failed))
+        return
+    rows = study.run(
+        options.store,
+        workers=options.workers,
+        backend=options.backend,
+        address=options.address,
+        retry_failed=options.retry_failed,
+    )
+    print(summary(rows).to_string(index=False))
+    for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
+        print(write(table, options.out / f"{name}.csv").resolve())
+    missing = len(study.planned) - len(rows)
+    require(not missing, f"{missing} of {len(study.planned)} runs of {study.name} are missing from these tables")
 
 
 def run_show(options: argparse.Namespace) -> None:

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
 from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.study.grid import Block, Cell, cells
-from hae_lab.study.store import Run
+from hae_lab.study.store import Run, Store
+from hae_lab.study.task import TRIAL
+
+if TYPE_CHECKING:
+    from hae_lab.study.cost import Cost
 
 STORE = Path("runs/studies.sqlite")
-TRIAL = "hae_lab.diffusion.experiment:run"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +28,8 @@ class Study:
         Study("slots", {"regions": ["linear", "pooled"], "fusion": ["concat", "mean"]}, seeds=5, fixed={"steps": 300})
 
     `grid` is a dictionary of lists, of which every combination is a cell, or a list of such dictionaries. Its keys, and
-    those of `fixed`, are "variant" (without it, hae), the fields of `HAEConfig` and of `Recipe`, and "data", "samples",
-    "evaluate_every" of `Experiment`. `seeds` are a list, or how many from 0 on. `limit` is the most runs that may be
+    those of `fixed`, are "variant" (without it, hae) and the fields of `HAEConfig`, of `Recipe` and of `Experiment`
+    ("data", "samples", ...). `seeds` are a list, or how many from 0 on. `limit` is the most runs that may be
     trained. `trial` names what runs an experiment: "module:function" that takes it and a folder and returns metrics.
     Raises `HAELabError` for what no study could be.
     """
@@ -92,20 +95,39 @@ class Study:
 
         return tables.static(self.cells, progress)
 
+    def cost(self, store: str | Path = STORE, workers: int = 2, *, retry_failed: bool = False) -> "Cost":
+        """How many runs there are, how many are done, and how long the rest takes; `print` it.
+
+        Times a few training steps of cells of which no run has finished yet.
+        """
+        from hae_lab.study.cost import cost
+
+        with Store(store) as opened:
+            return cost(self.name, self.planned, opened, workers, retry_failed)
+
     def run(
-        self, store: str | Path = STORE, *, workers: int = 2, retry_failed: bool = False, progress: bool = True
+        self,
+        store: str | Path = STORE,
+        *,
+        workers: int = 2,
+        backend: str = "local",
+        address: str | None = None,
+        retry_failed: bool = False,
+        progress: bool = True,
     ) -> pd.DataFrame:
         """Run what the store does not hold yet, and return `results`.
 
-        `workers` processes take a run each, with one thread. Runs that are "ok" are never repeated, "failed" ones only
-        with `retry_failed`; what a dead driver left behind continues from its checkpoint; what a living one holds is
-        left alone. Raises `HAELabError` for more than `limit` runs and a store that cannot be written.
+        Locally, `workers` processes take a run each, with one thread; `backend="dask"` takes the workers of the
+        scheduler at `address`. Runs that are "ok" are never repeated, "failed" ones only with `retry_failed`; what a
+        dead driver left behind continues from its checkpoint; what a living one holds is left alone.
+        Raises `HAELabError` for more than `limit` runs, a store that cannot be written, and an unfit cluster.
         """
         from hae_lab.study import runner
 
         size = len(self.cells) * len(self.seeds)
         require(size <= self.limit, f"{size:,} runs are more than the limit of study {self.name!r}, {self.limit:,}")
-        runner.run(self.name, self.planned, store, workers, retry_failed, progress)
+        with Store(store) as opened:
+            runner.run(self.name, self.planned, opened, workers, backend, address, retry_failed, progress)
         return self.results(store)
 
     def results(self, store: str | Path = STORE) -> pd.DataFrame:

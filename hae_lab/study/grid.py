@@ -1,7 +1,7 @@
 """The cells of a study: what a grid of changes may name, the experiments it stands for, and what they are called."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from hae_lab.errors import HAELabError, require, require_name
 if TYPE_CHECKING:
     from hae_lab.diffusion.experiment import Experiment
 
-SETTINGS = ("data", "samples", "sampler", "sampling_steps", "evaluate_every")  # fields of an experiment beside its config and its recipe
 BASE = ("variant", "preset")
 SPEAKING = (*BASE, "mask_rule")  # their values say by themselves what they are
 MOST_CELLS = 10_000
@@ -90,7 +89,14 @@ def _require_fields(names: Iterable[str]) -> None:
     from hae_lab.diffusion.training import RECIPE_FIELDS
 
     for name in names:
-        require_name("study field", name, (*BASE, *FIELDS, *RECIPE_FIELDS, *SETTINGS))
+        require_name("study field", name, (*BASE, *FIELDS, *RECIPE_FIELDS, *_own_fields()))
+
+
+def _own_fields() -> tuple[str, ...]:
+    """The fields of an experiment beside its config, its recipe and its seed."""
+    from hae_lab.diffusion.experiment import Experiment
+
+    return tuple(field.name for field in fields(Experiment) if field.name not in ("config", "recipe", "seed"))
 
 
 def _experiment(base: Mapping[str, Any], point: Mapping[str, Any]) -> "Experiment":
@@ -98,14 +104,14 @@ def _experiment(base: Mapping[str, Any], point: Mapping[str, Any]) -> "Experimen
     from hae_lab.diffusion.training import RECIPE_FIELDS, Recipe
 
     settings = base | point
-    changes = {name: settings[name] for name in settings if name in FIELDS}
-    recipe = {name: settings[name] for name in settings if name in RECIPE_FIELDS}
-    others = {name: settings[name] for name in settings if name in SETTINGS}
+    changes, recipe, own = (
+        {name: settings[name] for name in names if name in settings} for names in (FIELDS, RECIPE_FIELDS, _own_fields())
+    )
     try:
-        if ":" not in str(others.get("data", ":")):
-            require_name("data set", others["data"], DATA)
+        if ":" not in str(own.get("data", ":")):
+            require_name("data set", own["data"], DATA)
         model_config = config(settings["variant"], settings["preset"], **changes)
-        return Experiment(config=model_config, recipe=Recipe(**recipe), **others)
+        return Experiment(config=model_config, recipe=Recipe(**recipe), **own)
     except HAELabError as error:
         raise HAELabError(f"cell {_label(point)}: {error}") from None
 

@@ -8,33 +8,56 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import psutil
 from tqdm.auto import tqdm
 
 from hae_lab.diffusion.data import check_whole
+from hae_lab.errors import require, require_name
+from hae_lab.study.cost import cost
 from hae_lab.study.store import BEAT_SECONDS, Run, Store
 from hae_lab.study.task import attempt, load_trial
 
 SHARED_DEATHS = 2  # of its worker, beside other runs; the next time a run is alone, and the blame is its own
 
 
-def run(name: str, runs: Iterable[Run], store: str | Path, workers: int, retry_failed: bool, progress: bool) -> None:
+def run(
+    name: str,
+    runs: Iterable[Run],
+    store: Store,
+    workers: int = 2,
+    backend: str = "local",
+    address: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> None:
     """Bring the runs of a study to an end; print what failed and what another driver holds. See `Study.run`."""
     runs = sorted(runs, key=lambda run: run.seed)  # an unfinished study has as many runs of each cell
     check_whole("workers", workers, 1, None)
     for trial in {run.trial for run in runs}:
         load_trial(trial)
-    with Store(store) as opened:
-        known = opened.select(run.key for run in runs)
-        todo = [run for run in runs if opened.held(known.get(run.key), retry_failed) is None]
-        if todo:
+    known = store.select(run.key for run in runs)
+    todo = [run for run in runs if store.held(known.get(run.key), retry_failed) is None]
+    if todo:
+        with open_workers(backend, min(workers, len(todo)), address) as opened:
+            if progress:
+                print(opened, cost(name, runs, store, opened.slots, retry_failed), sep="\n")
             with tqdm(total=len(todo), desc=name, unit="run", disable=not progress) as bar:
-                Driver(LocalWorkers(min(workers, len(todo))), opened, retry_failed).drive(todo, bar)
-        for line in unfinished(name, runs, opened):
-            print(line)
+                Driver(opened, store, retry_failed).drive(todo, bar)
+    for line in unfinished(name, runs, store):
+        print(line)
+
+
+def open_workers(backend: str, workers: int, address: str | None) -> "Workers":
+    """The processes of this computer, or the workers of a Dask scheduler."""
+    require_name("backend", backend, ("local", "dask"))
+    if backend == "local":
+        require(address is None, f'an address is for backend="dask", got {address!r} with backend="local"')
+        return LocalWorkers(workers)
+    from hae_lab.study.cluster import DaskWorkers
+
+    return DaskWorkers(address)
 
 
 def unfinished(name: str, runs: Sequence[Run], store: Store) -> list[str]:
@@ -50,7 +73,7 @@ def unfinished(name: str, runs: Sequence[Run], store: Store) -> list[str]:
 
 
 class Workers(Protocol):
-    """Where runs happen."""
+    """Where runs happen: a context manager that ends with whatever still runs if an exception ends it."""
 
     shared_disk: bool  # whether checkpoints can lie beside the store
 
@@ -60,8 +83,6 @@ class Workers(Protocol):
     def submit(self, run: Run, folder: str | None) -> Future: ...
 
     def restart(self) -> None: ...  # after a `BrokenExecutor`
-
-    def close(self, kill: bool) -> None: ...  # with `kill` at once, whatever still runs
 
 
 class LocalWorkers:
@@ -73,6 +94,15 @@ class LocalWorkers:
         self.slots = workers
         self._executor = self._start()
 
+    def __str__(self) -> str:
+        return f"{self.slots} processes of this computer"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exception: type[BaseException] | None, *rest: object) -> None:
+        self._executor.shutdown(kill_workers=exception is not None)
+
     def _start(self) -> Executor:
         from joblib.externals.loky import ProcessPoolExecutor
 
@@ -82,11 +112,8 @@ class LocalWorkers:
         return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder)
 
     def restart(self) -> None:
-        self.close(kill=True)
+        self._executor.shutdown(kill_workers=True)
         self._executor = self._start()
-
-    def close(self, kill: bool) -> None:
-        self._executor.shutdown(wait=True, kill_workers=kill)
 
 
 def _end_with(driver: int) -> None:
@@ -121,13 +148,12 @@ class Driver:
                 broken = not self._fill(bar)
                 done, _ = wait(self.flying, BEAT_SECONDS, FIRST_COMPLETED)
                 self.store.beat()
-                if broken or any(isinstance(future.exception(), BrokenExecutor) for future in done):
+                if broken or any(map(_is_broken, done)):
                     done, _ = wait(self.flying)  # one dead process takes the whole pool with it
                     self.workers.restart()
                 for future in done:
                     self._settle(self.flying.pop(future), future, bar)
         finally:
-            self.workers.close(kill=bool(self.flying))
             self.store.release(self.claimed)
 
     def _fill(self, bar: tqdm) -> bool:
@@ -149,6 +175,7 @@ class Driver:
 
     def _settle(self, run: Run, future: Future, bar: tqdm) -> None:
         """Keep the outcome of a run, or send it again if its worker died."""
+        require(not future.cancelled(), "the scheduler went away; the same command continues the study")
         error = future.exception()
         if isinstance(error, BrokenExecutor | KeyboardInterrupt):
             self.deaths[run.key] += 1
@@ -165,6 +192,10 @@ class Driver:
         if outcome["status"] == "ok":
             shutil.rmtree(self.store.folder(run.key), ignore_errors=True)
         bar.update()
+
+
+def _is_broken(future: Future) -> bool:
+    return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
 def _lost(reason: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from hae_lab.errors import require
 from hae_lab.files import atomic_path
 from hae_lab.study.grid import Cell
-from hae_lab.study.static import static_counts
 from hae_lab.study.store import Run, Store
 
 LOG = ["status", "seconds", "host", "started", "finished", "versions", "traceback", "code", "key"]
@@ -20,12 +19,16 @@ LOG = ["status", "seconds", "host", "started", "finished", "versions", "tracebac
 
 def static(cells: Iterable[Cell], progress: bool = False) -> pd.DataFrame:
     """See `Study.static`."""
+    from hae_lab.study.static import static_counts
+
     bar = tqdm(cells, disable=not progress, unit="cell")
     return pd.DataFrame([_place(cell) | static_counts(cell.experiment.config) for cell in bar])
 
 
 def results(name: str, runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
     """See `Study.results`."""
+    from hae_lab.study.static import static_counts
+
     rows = [
         {"study": name}
         | _place(run.cell)
@@ -35,6 +38,17 @@ def results(name: str, runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
         for run, metrics in _finished(runs, store)
     ]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["study", "cell", "data", "seed"])
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell and data set of `Study.results`: how many seeds, and the mean of each metric over them."""
+    if results.empty:
+        return results
+    metrics = list(results.columns[results.columns.get_loc("macs_kept") + 1 :])
+    groups = results.groupby(["cell", "data"], sort=False)
+    means = groups[metrics].mean()
+    means.insert(0, "seeds", groups.size())
+    return means.reset_index()
 
 
 def curves(runs: Iterable[Run], store: str | Path) -> pd.DataFrame:

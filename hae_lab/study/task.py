@@ -19,6 +19,7 @@ from typing import Any
 from hae_lab.errors import HAELabError, require
 from hae_lab.files import atomic_path
 
+TRIAL = "hae_lab.diffusion.experiment:run"
 LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "torchmetrics", "hae-lab")
 _ONE_RUN = threading.Lock()  # training uses torch's global random state, so the threads of a process take turns
 
