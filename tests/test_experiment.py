@@ -99,7 +99,7 @@ def test_data_that_cannot_be_loaded_are_refused(name, message):
     "experiment",
     [
         QUICK,
-        changed(seed=3, samples=4, data="lesions", evaluate_every=7),
+        changed(seed=3, samples=4, data="lesions", evaluate_every=7, sampler="ddpm", sampling_steps=10),
         Experiment(config=config("hae", "brats128", dropout=0.2, patch_sizes=(1, 2)), recipe=Recipe(decay="cosine")),
     ],
     ids=["quick", "changed", "brats"],
@@ -193,10 +193,20 @@ def test_the_numbers_of_samples_and_maps_by_hand():
     assert numbers["auroc"] == detection(anomaly_maps(trained.model, ill.images, QUICK.recipe), ill.masks)["auroc"]
 
 
+def test_an_experiment_chooses_its_sampler():
+    train_set, held_out = experiments.DATA["phantoms"](SIZE)
+    model = train(TINY, train_set, QUICK.recipe).model
+    numbers = run(changed(samples=5, sampler="ddpm", sampling_steps=8))
+    drawn = sample(model, 5, QUICK.recipe, sampler="ddpm", steps=8)
+    assert numbers["swd"] == sliced_wasserstein(drawn, held_out.images[:5])
+    assert numbers["auroc"] == run(changed(samples=5))["auroc"]  # maps are DDIM's
+
+
 def test_real_images_are_nearer_than_samples_of_an_untrained_model():
     train_set, held_out = experiments.DATA["phantoms"](SIZE)
     model = train(TINY, train_set, QUICK.recipe).model
-    found = sample_metrics(Trained(model=model, recipe=QUICK.recipe, curve=(), seconds=0.0), held_out, 12)
+    trained = Trained(model=model, recipe=QUICK.recipe, curve=(), seconds=0.0)
+    found = sample_metrics(trained, held_out, changed(samples=12))
     real = phantoms(12, SIZE, seed=1).images
     assert found["swd"] > 2 * sliced_wasserstein(real, held_out.images)
     assert found["mmd"] > mmd(real, held_out.images)
@@ -207,9 +217,11 @@ def test_real_images_are_nearer_than_samples_of_an_untrained_model():
     [
         ({"samples": 13}, "samples=13 are compared with as many held-out images of 12"),
         ({"samples": 4, "recipe": Recipe(timesteps=30)}, "steps=25 does not divide the chain of 30"),
+        ({"samples": 4, "sampling_steps": 7}, "steps=7 does not divide the chain of 1000"),
+        ({"samples": 4, "sampler": "euler"}, "unknown sampler 'euler'"),
         ({"config": config("v2", "tiny", image_size=SIZE, in_channels=2)}, "in_channels=2"),
     ],
-    ids=["few", "chain", "channels"],
+    ids=["few", "chain", "steps", "sampler", "channels"],
 )
 def test_what_would_fail_later_fails_before_the_training(changes, message, tmp_path):
     with refused(message):

@@ -320,6 +320,19 @@ def test_restoring_is_noising_and_denoising_from_the_same_timestep(model):
     torch.testing.assert_close(found, last.images.clamp(-1, 1), atol=1e-5, rtol=1e-5)
 
 
+def test_restoring_under_a_label_is_denoising_under_it(model):
+    images, labels = HELD_OUT.images, torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    options = {"labels": labels, "guidance": 3.0}
+    found = restore(model, images, start=450, steps=5, seed=3, **options)
+    share = noise_scheduler(Recipe()).alphas_cumprod[399]
+    noisy = share.sqrt() * images + (1 - share).sqrt() * normal(*images.shape, seed=3)
+    *_, last = denoise(model, noisy, start=399, steps=5, **options)
+    torch.testing.assert_close(found, last.images.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, restore(model, images, start=450, steps=5, seed=3), atol=1e-2)
+    maps = anomaly_maps(model, images, start=450, steps=5, draws=1, window=1, seed=3, **options)
+    torch.testing.assert_close(maps, (images - found).abs())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

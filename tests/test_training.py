@@ -323,6 +323,23 @@ def test_a_run_that_dies_anywhere_ends_with_the_same_bits(whole_run, monkeypatch
     assert resumed.seconds > 0
 
 
+def test_the_weights_of_a_checkpoint_are_the_average_at_its_step(monkeypatch, tmp_path):
+    constant = {"batch_size": 8, "warmup_steps": 3}
+    original, calls = training._draw, itertools.count(1)
+
+    def die(*arguments):
+        if next(calls) == 6:  # one step after the checkpoint of step 4
+            raise Killed
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_draw", die)
+        with pytest.raises(Killed):
+            quick(tmp_path, recipe=Recipe(steps=9, **constant), evaluate=None)
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 4
+    assert same(load_checkpoint(tmp_path / WEIGHTS, WHOLE), quick(recipe=Recipe(steps=4, **constant)).model)
+
+
 KILLED_RUN = """
 import sys
 import torch
