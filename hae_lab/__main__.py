@@ -18,6 +18,12 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="this table or figure (repeatable)"
     )
+    reproduce.add_argument(
+        "--full", action="store_true", help="first run the studies again and train the lesson models; says the cost"
+    )
+    reproduce.add_argument(
+        "--store", type=Path, default=Path("runs/studies.sqlite"), help="of --full (default: runs/studies.sqlite)"
+    )
     reproduce.add_argument("--list", action="store_true", help="print the names and stop")
     reproduce.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)"
@@ -86,6 +92,11 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.NAMES))
         return
+    if options.full:
+        from hae_lab.rerun import rerun
+
+        for path in rerun(options.out, options.store):
+            print(path)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
         if (options.out / "README.md").exists():

@@ -1,20 +1,24 @@
 """The document's claims, one by one: what it says, what we compute or measure, and whether it holds, where.
 
 Every verdict follows from numbers by rule: "holds" within one point of the claimed percentage, "nearly holds" within
-five, else "does not hold"; a measured order needs times whose quartiles do not overlap, else "cannot tell".
+five, else "does not hold"; a measured order needs times whose quartiles do not overlap, and an order of quality
+intervals over training seeds that leave zero out, else "cannot tell".
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from hae_lab import study_tables
 from hae_lab.config import config
 from hae_lab.masks import TokenGrid, mask_for
-from hae_lab.models import BottleneckMLP
+from hae_lab.models import BottleneckMLP, HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2, build
 from hae_lab.models.hybrid import token_mlp
 from hae_lab.profilers import compute_table, parameter_table
 from hae_lab.profilers.compute import PROJECTIONS, SCORES, total
@@ -23,6 +27,7 @@ from hae_lab.profilers.parameter_table import CLAIM_PERCENT
 from hae_lab.profilers.visibility import seen_by_any_group
 
 HOLDS, NEARLY, FAILS, OPEN = "holds", "nearly holds", "does not hold", "cannot tell"
+Measured = Mapping[str, pd.DataFrame]
 PRESET, ORDER = "brats128", ("hae", "lite", "v2")
 
 
@@ -53,16 +58,16 @@ def judge(computed_percent: float, claimed_percent: float) -> str:
     return HOLDS if off <= 1 else NEARLY if off <= 5 else FAILS
 
 
-def claims(latency: pd.DataFrame) -> pd.DataFrame:
-    """A row for each claim and way of reading it. `latency` holds the committed rows of `hae-lab bench`.
+def claims(measured: Measured) -> pd.DataFrame:
+    """A row for each claim and way of reading it, from what was measured before: "latency_cpu" and the studies.
 
     Columns: id, section, original, english, claimed, scope, computed, verdict, evidence.
     """
-    rows = [asdict(claim) | asdict(finding) for claim, check in CHECKS for finding in check(latency)]
+    rows = [asdict(claim) | asdict(finding) for claim, check in CHECKS for finding in check(measured)]
     return pd.DataFrame(rows)
 
 
-def _parameters(latency: pd.DataFrame) -> Iterator[Finding]:
+def _parameters(measured: Measured) -> Iterator[Finding]:
     table = parameter_table.parameter_table()
     for scope in parameter_table.SCOPES:
         groups = table[table["scope"] == scope].groupby("variant")["percent_of_hae"]
@@ -82,7 +87,7 @@ def _worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(HOLDS, NEARLY, FAILS).index)
 
 
-def _attention(latency: pd.DataFrame) -> Iterator[Finding]:
+def _attention(measured: Measured) -> Iterator[Finding]:
     grid = TokenGrid(64, 64)
     hidden = 100 * (1 - mask_for("document", grid).density("all"))
     yield Finding(
@@ -100,10 +105,11 @@ def _attention(latency: pd.DataFrame) -> Iterator[Finding]:
         saved = 100 * (1 - macs["macs_run"] / macs["macs_document"])
         where = f"{scope}, {PRESET}, MACs that our kernel for document_shared saves"
         yield Finding(where, f"{saved:.1f} %", judge(saved, 90), "data/macs_by_rule.csv, notebook 06")
-    yield from _measured_layer(latency)
+    yield from _measured_layer(measured)
 
 
-def _measured_layer(latency: pd.DataFrame) -> Iterator[Finding]:
+def _measured_layer(measured: Measured) -> Iterator[Finding]:
+    latency = measured["latency_cpu"]
     rows = latency[(latency["benchmark"] == "attention") & (latency["n"] == 4416) & (latency["pass"] == "forward")]
     for rule in ("document", "document_shared"):
         for row in rows[rows["case"] == rule].to_dict("records"):
@@ -123,7 +129,7 @@ def _published_kernel_macs(mask: bool) -> int:
         return flop_counter_macs(attention, (tokens, tokens, tokens, None, True, blocked))
 
 
-def _paper(latency: pd.DataFrame) -> Iterator[Finding]:
+def _paper(measured: Measured) -> Iterator[Finding]:
     rows = compute_table.paper_formula()
     for row in rows[rows["preset"] == PRESET].to_dict("records"):
         yield Finding(
@@ -135,7 +141,7 @@ def _paper(latency: pd.DataFrame) -> Iterator[Finding]:
         )
 
 
-def _bottleneck(latency: pd.DataFrame) -> Iterator[Finding]:
+def _bottleneck(measured: Measured) -> Iterator[Finding]:
     channels = 512
     bottleneck = _count(BottleneckMLP(channels, 0.25))
     readings = {
@@ -162,7 +168,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _scales(latency: pd.DataFrame) -> Iterator[Finding]:
+def _scales(measured: Measured) -> Iterator[Finding]:
     for preset in (*parameter_table.TABLE_PRESETS, "lesson16"):
         sides = [config("hae", preset).sizes[level] for level in config("hae", preset).hybrid_levels]
         grids = [TokenGrid(side, side) for side in sides]
@@ -178,7 +184,7 @@ def _all_scales_seen(grid: TokenGrid) -> bool:
     return all(seen[slice(*grid.span(p))].any() for p in grid.scales)
 
 
-def _efficiency(latency: pd.DataFrame) -> Iterator[Finding]:
+def _efficiency(measured: Measured) -> Iterator[Finding]:
     params = _whole_params()[list(ORDER)].to_dict()
     steps = {variant: total(compute_table.step_rows(variant, PRESET, "document")) for variant in ORDER}
     macs = {variant: int(step["macs_document"]) for variant, step in steps.items()}
@@ -187,12 +193,13 @@ def _efficiency(latency: pd.DataFrame) -> Iterator[Finding]:
         verdict = HOLDS if counts["v2"] < min(counts["lite"], counts["hae"]) else FAILS
         computed = " / ".join(f"{share[variant]:.1f} %" for variant in ORDER) + " of HAE (HAE / Lite / V2)"
         yield Finding(f"{what}, {PRESET}", computed, verdict, "data/parameter_table.csv, data/macs_by_part.csv")
-    yield from _measured_order(latency)
+    yield from _measured_order(measured)
+    yield from _training_order(measured)
 
 
-def _measured_order(latency: pd.DataFrame) -> Iterator[Finding]:
-    rows = latency[latency["benchmark"] == "model"]
-    for device_name, here in rows.groupby("device_name"):
+def _measured_order(measured: Measured) -> Iterator[Finding]:
+    latency = measured["latency_cpu"]
+    for device_name, here in latency[latency["benchmark"] == "model"].groupby("device_name"):
         for way in ("document's way", "document_shared"):
             times = here[here["case"].str.endswith(f", {way}")].set_index("variant").loc[list(ORDER)]
             share = 100 * times["ms_median"] / times["ms_median"].iloc[0]
@@ -204,6 +211,20 @@ def _measured_order(latency: pd.DataFrame) -> Iterator[Finding]:
             )
 
 
+def _training_order(measured: Measured) -> Iterator[Finding]:
+    rows = measured["latency_cpu"]
+    rows = rows[(rows["benchmark"] == "training") & rows["case"].str.endswith(", hae_lab")]
+    for device_name, here in rows.groupby("device_name"):
+        times = here.set_index("variant").loc[list(ORDER)]
+        share = 100 * times["ms_median"] / times["ms_median"].iloc[0]
+        yield Finding(
+            "time of one training step, lesson16, batch 32",
+            " / ".join(f"{value:.0f} %" for value in share) + " of HAE (HAE / Lite / V2)",
+            first_place(times.loc["v2"], times.drop("v2")),
+            f"data/latency_{times['device'].iloc[0]}.csv, {device_name}, {times['clock'].iloc[0]}",
+        )
+
+
 def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
     """Whether one median time is below all others, by quartiles that do not overlap."""
     if mine["ms_q3"] < others["ms_q1"].min():
@@ -211,7 +232,93 @@ def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
     return FAILS if mine["ms_q1"] > others["ms_q3"].min() else OPEN
 
 
-CHECKS: tuple[tuple[Claim, Callable[[pd.DataFrame], Iterator[Finding]]], ...] = (
+def _quality(measured: Measured) -> Iterator[Finding]:
+    differences, orders = study_tables.quality_differences(measured), study_tables.quality_order(measured)
+    for data, equal in (("phantoms", "steps"), ("phantoms", "compute time"), ("digits", "steps")):
+        pairs = _promised_pairs(differences, data, equal, "loss")
+        order = orders[(orders["data"] == data) & (orders["equal"] == equal)].iloc[0]
+        yield Finding(
+            f"held-out loss after equal {equal}, {data}, lesson16, {order['n_seeds']} seeds",
+            f"{_in_words(pairs)}; Page's trend test p = {order['p_value']:.2g}",
+            quality_verdict(pairs, order["verdict"]),
+            "data/quality_differences.csv, data/quality_order.csv, notebook 08",
+        )
+    wide = differences[differences["equal"] == "parameters"]
+    yield Finding(
+        "held-out loss at equal parameters, V2 widened to HAE's count, phantoms, lesson16",
+        _in_words(wide),
+        {"hae": HOLDS, "v2": FAILS}.get(_better(wide.iloc[0]).split(",")[0], OPEN),
+        "data/quality_differences.csv, notebook 08",
+    )
+    for metric, name in (("swd", "sliced Wasserstein distance of samples"), ("auroc", "AUROC of anomaly maps")):
+        pairs = _promised_pairs(differences, "phantoms", "steps", metric)
+        yield Finding(
+            f"{name}, phantoms, lesson16, {pairs['n_seeds'].iloc[0]} seeds",
+            _in_words(pairs),
+            quality_verdict(pairs),
+            "data/quality_differences.csv, notebook 08",
+        )
+
+
+def _promised_pairs(differences: pd.DataFrame, data: str, equal: str, metric: str) -> pd.DataFrame:
+    rows = differences[
+        (differences["data"] == data) & (differences["equal"] == equal) & (differences["metric"] == metric)
+    ]
+    return rows[rows["first"].isin(ORDER) & rows["second"].isin(ORDER)]
+
+
+def _in_words(pairs: pd.DataFrame) -> str:
+    return "; ".join(
+        f"{row['first']} - {row['second']} {row['mean_difference']:+.2g} [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]"
+        for row in pairs.to_dict("records")
+    )
+
+
+def _better(row: pd.Series) -> str:
+    """The better cell of a pair, or "" where the interval cannot tell."""
+    return {"first better": row["first"], "second better": row["second"]}.get(row["verdict"], "")
+
+
+def quality_verdict(pairs: pd.DataFrame, trend: str = OPEN) -> str:
+    """Whether HAE > Lite > V2 is supported: every neighbour decided as promised; one decided against it refutes it."""
+    decided = {frozenset((row["first"], row["second"])): _better(row) for _, row in pairs.iterrows()}
+    promised = {frozenset(pair): pair[0] for pair in combinations(ORDER, 2)}
+    against = any(found and found != promised[pair] for pair, found in decided.items())
+    if against or trend == FAILS:
+        return FAILS
+    return HOLDS if all(decided[frozenset(pair)] for pair in pairwise(ORDER)) else OPEN
+
+
+def _interchangeable(measured: Measured) -> Iterator[Finding]:
+    classes = (HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2)
+    same = len({str(inspect.signature(each)) for each in classes}) == len({each.forward for each in classes}) == 1
+    yield Finding(
+        "constructor keywords and forward of the three classes",
+        "one signature" if same else "different signatures",
+        HOLDS if same else FAILS,
+        "counted here",
+    )
+    runs = measured["variants"].groupby("cell").size()[list(ORDER)]
+    yield Finding(
+        "one loop trains, samples and measures all of them",
+        f"{runs.sum()} finished runs of three variants with one code and one recipe",
+        HOLDS if runs.nunique() == 1 else FAILS,
+        "data/study_variants.csv, notebook 08",
+    )
+    for source, target in (("v2", "lite"), ("v2", "hae")):
+        with torch.device("meta"):
+            given, wanted = build(source, "lesson16").state_dict(), build(target, "lesson16").state_dict()
+        fitting = [new for name, new in wanted.items() if name in given and given[name].shape == new.shape]
+        percent = 100 * sum(map(torch.numel, fitting)) / sum(map(torch.numel, wanted.values()))
+        yield Finding(
+            f"weights: a trained {source} as {target}, lesson16",
+            f"{percent:.1f} % of the weights fit",
+            judge(percent, 100),
+            "`hae_lab.transfer_weights`, notebook 03",
+        )
+
+
+CHECKS: tuple[tuple[Claim, Callable[[Measured], Iterator[Finding]]], ...] = (
     (
         Claim(
             "parameters", "参数量对比分析", "HAE原版 … 100% | HAE Lite … ~70% | HAE V2 … ~40%",
@@ -253,5 +360,19 @@ CHECKS: tuple[tuple[Claim, Callable[[pd.DataFrame], Iterator[Finding]]], ...] = 
             "HAE V2: fewest parameters, highest inference efficiency", "V2 first",
         ),
         _efficiency,
+    ),
+    (
+        Claim(
+            "quality_order", "性能特点总结", "最高的生成质量，完整的特征表达能力",
+            "Quality in the order HAE, HAE Lite, HAE V2", "HAE > Lite > V2",
+        ),
+        _quality,
+    ),
+    (
+        Claim(
+            "interchangeable", "使用建议", "所有版本都保持相同的API接口，可以无缝切换",
+            "All versions share one interface and can be switched seamlessly", "switch seamlessly",
+        ),
+        _interchangeable,
     ),
 )  # fmt: skip

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hae_lab.errors import HAELabError
 
+COMMITTED = Path(__file__).parent.parent / "data"  # in a clone
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

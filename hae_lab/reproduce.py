@@ -11,24 +11,34 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hae_lab import claims, plots
+from hae_lab import claims, plots, statistics, study_tables
 from hae_lab.config import VARIANTS
 from hae_lab.diffusion.data import phantoms
 from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.explorer import MaskExplorerModel
-from hae_lab.files import atomic_path
+from hae_lab.files import COMMITTED, atomic_path
 from hae_lab.masks import RULES, TokenGrid
 from hae_lab.profilers import architecture, compute_table, counters, parameter_table
 from hae_lab.profilers.visibility import visibility
 
-COMMITTED = Path(__file__).parent.parent / "data"
+STUDIES = ("bottleneck", "digits", "equal_parameters", "masks", "patches", "samples", "slots", "variants")
+# made by `hae-lab bench` and by `hae-lab reproduce --full`
+MEASURED_NAMES = (
+    "latency_cpu",
+    *(f"study_{name}" for name in STUDIES),
+    "study_variants_curves",
+    "study_digits_curves",
+    "lessons",
+)
 
 
 def read_table(name: str) -> pd.DataFrame:
-    """A committed table, made by `reproduce` or measured by `hae-lab bench`. Raises `HAELabError` if there is none."""
+    """A committed table, made by `reproduce` or measured before. Raises `HAELabError` if there is none."""
     path = COMMITTED / f"{name}.csv"
     require(
-        path.exists(), f"no table at {str(path)!r}: `hae-lab reproduce` makes it, latency_* are made by `hae-lab bench`"
+        path.exists(),
+        f"no table at {str(path)!r}: `hae-lab reproduce` makes it; latency_* are made by `hae-lab bench`, study_* and "
+        "lessons by `hae-lab reproduce --full`",
     )
     return pd.read_csv(path)
 
@@ -59,9 +69,18 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "visibility": visibility_rows,
     "counters": lambda: counters.counters(counters.counter_configs(("tiny",))),
     "variants_together": lambda: compute_table.variants_together(read_table("latency_cpu")),
-    "claims": lambda: claims.claims(read_table("latency_cpu")),
+    "quality_differences": lambda: study_tables.quality_differences(measured()),
+    "quality_order": lambda: study_tables.quality_order(measured()),
+    "slot_effects": lambda: study_tables.slot_effects(read_table("study_slots")),
+    "sample_floor": lambda: study_tables.sample_floor(read_table("study_samples")),
+    "claims": lambda: claims.claims(measured()),
 }
-MEASURED = {"latency_cpu": lambda: read_table("latency_cpu")}
+MEASURED = {name: partial(read_table, name) for name in MEASURED_NAMES}
+
+
+def measured() -> dict[str, pd.DataFrame]:
+    """Every measured table; studies without their prefix: "variants", "variants_curves"."""
+    return {name.removeprefix("study_"): read() for name, read in MEASURED.items()}
 
 
 def mask_rules_figure() -> plots.Chart:
@@ -69,6 +88,28 @@ def mask_rules_figure() -> plots.Chart:
     states = [MaskExplorerModel(rule=rule, side=32, query=5 * 32 + 7) for rule in RULES]
     image = phantoms(1, size=32, seed=3).images[0, 0].numpy()
     return plots.mask_rules([state.view() for state in states], [state.matrix() for state in states], image)
+
+
+def draw_forest(rows: pd.DataFrame) -> plots.Chart:
+    """Paired differences of every two variants."""
+    return plots.forest(statistics.paired_differences(rows), rows)
+
+
+def draw_pareto(rows: pd.DataFrame, latency: pd.DataFrame) -> plots.Chart:
+    """Loss against parameters, MACs and the time of a training step."""
+    return plots.pareto(rows.assign(ms=rows["cell"].map(study_tables.ms_per_step(latency))))
+
+
+def draw_learning_curves(curves: pd.DataFrame, latency: pd.DataFrame) -> plots.Chart:
+    """Loss by steps and by seconds of the benchmark's computer."""
+    return plots.learning_curves(curves, study_tables.ms_per_step(latency))
+
+
+def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
+    """What 1, 3 and 10 seeds would have made us conclude."""
+    promised = rows[rows["cell"].isin(study_tables.PROMISED)]
+    single = statistics.order_in_single_seeds(promised, study_tables.PROMISED)
+    return plots.conclusions(statistics.conclusions_by_seeds(promised), single)
 
 
 @dataclass(frozen=True)
@@ -98,6 +139,16 @@ FIGURES: dict[str, FigureSource] = {
     "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("latency_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
+    "quality_forest": FigureSource(draw_forest, ("study_variants",)),
+    "quality_forest_digits": FigureSource(draw_forest, ("study_digits",)),
+    "quality_pareto": FigureSource(draw_pareto, ("study_variants", "latency_cpu")),
+    "learning_curves": FigureSource(draw_learning_curves, ("study_variants_curves", "latency_cpu")),
+    "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
+    "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",)),
+    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
+    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
+    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
+    "how_many_seeds": FigureSource(draw_conclusions, ("study_variants",)),
 }
 NAMES = tuple(dict.fromkeys([*TABLES, *FIGURES]))
 

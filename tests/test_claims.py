@@ -13,7 +13,7 @@ DOCUMENT = Path(__file__).parents[2] / "shared" / "seed"
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    return claims.claims(reproduce.read_table("latency_cpu"))
+    return claims.claims(reproduce.measured())
 
 
 def of(rows: pd.DataFrame, claim: str, scope: str) -> pd.Series:
@@ -39,7 +39,8 @@ def test_an_order_of_times_needs_quartiles_that_do_not_overlap(q1, q3, verdict):
 
 def test_every_claim_has_readings_with_all_fields(rows):
     assert set(rows["id"]) == {
-        "parameters", "attention_90", "paper_90", "bottleneck_75", "three_scales", "v2_efficiency",
+        "parameters", "attention_90", "paper_90", "bottleneck_75", "three_scales", "v2_efficiency", "quality_order",
+        "interchangeable",
     }  # fmt: skip
     assert (rows.astype(str) != "").all(axis=None)
     assert set(rows["verdict"]) <= {"holds", "nearly holds", "does not hold", "cannot tell"}

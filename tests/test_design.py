@@ -18,8 +18,8 @@ FLOORS = {
     **dict.fromkeys(("config", "masks", "plots", "errors", "files", "statistics"), 1),
     **dict.fromkeys(("models",), 2),
     **dict.fromkeys(("profilers", "diffusion"), 3),
-    **dict.fromkeys(("claims", "study", "explorer", "tables"), 4),
-    **dict.fromkeys(("reproduce", "notebooks", "readme", "site"), 5),  # the writers
+    **dict.fromkeys(("claims", "study", "explorer", "study_tables", "lessons"), 4),
+    **dict.fromkeys(("reproduce", "rerun", "notebooks", "readme", "site"), 5),  # the writers
     **dict.fromkeys(("__main__",), 6),
 }
 

@@ -1,0 +1,60 @@
+"""The trained models of the lessons: what they are, how they are made, where they lie."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+
+from hae_lab.config import config
+from hae_lab.diffusion.experiment import Experiment, run
+from hae_lab.diffusion.training import WEIGHTS, Recipe
+from hae_lab.errors import require, require_name
+from hae_lab.files import COMMITTED
+from hae_lab.models import HAEUNet, load_checkpoint, save_checkpoint
+
+LESSON_VARIANTS = ("hae", "lite", "v2")
+# two classes, healthy and lesion; 32 pixels, so that the maps are large enough for a mask to matter
+PRESET, CLASSES = "lesson32", 2
+RECIPE = Recipe(steps=1500, batch_size=16, warmup_steps=100, decay="cosine")
+FOLDER = COMMITTED / "checkpoints"
+
+
+def lesson(variant: str) -> Experiment:
+    """The run that makes a variant's lesson model. Raises `HAELabError` for a variant that has none."""
+    require_name("lesson model", variant, LESSON_VARIANTS)
+    model_config = config(variant, PRESET, num_classes=CLASSES)
+    return Experiment(config=model_config, recipe=RECIPE, data="lesions", evaluate_every=300)
+
+
+def lesson_model(variant: str) -> HAEUNet:
+    """The committed model of a variant, in eval mode: trained on phantoms of 32 pixels, labels 0 healthy and 1 lesion.
+
+    Its weights are kept in half precision. Raises `HAELabError` if the file is missing.
+    """
+    path = checkpoint(FOLDER, variant)
+    require(path.exists(), f"no lesson model at {str(path)!r}: `hae-lab reproduce --full` makes it")
+    return load_checkpoint(path, lesson(variant).config)
+
+
+def checkpoint(folder: Path, variant: str) -> Path:
+    return folder / f"{PRESET}_{variant}.safetensors"
+
+
+def train_lessons(folder: Path, out: Path, workers: int = 2) -> pd.DataFrame:
+    """Train the lesson models in `folder`, or continue there, and write their weights in half precision to `out`.
+
+    Returns a row a variant: variant, step, loss along the way.
+    """
+    curves = Parallel(workers)(delayed(_train)(variant, folder / variant) for variant in LESSON_VARIANTS)
+    for variant in LESSON_VARIANTS:
+        model = load_checkpoint(folder / variant / WEIGHTS, lesson(variant).config)
+        save_checkpoint(model.half(), checkpoint(out, variant))
+    return pd.DataFrame([row for rows in curves for row in rows])
+
+
+def _train(variant: str, folder: Path) -> Iterable[dict[str, float]]:
+    torch.set_num_threads(1)
+    curve = run(lesson(variant), folder)["curve"]
+    return [{"variant": variant, "step": step, "loss": loss} for step, loss in curve]
