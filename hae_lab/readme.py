@@ -70,7 +70,7 @@ def advice(folder: Path) -> str:
     of_time = readings[readings["scope"].str.startswith("time")].iloc[-1]
     lite, v2 = percent.loc["lite"], percent.loc["v2"]
     rows = [
-        ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], "no quality has been measured yet"],
+        ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], _quality(folder)],
         [
             "balance (平衡应用)",
             plots.VARIANT_NAMES["lite"],
@@ -89,6 +89,17 @@ def advice(folder: Path) -> str:
         ],
     ]
     return markdown_table(["if you want", "the document says", "what we found"], rows)
+
+
+def _quality(folder: Path) -> str:
+    """Whether the promised order of quality was found, in one line."""
+    readings = pd.read_csv(folder / "data" / "claims.csv").query("id == 'quality_order'")
+    verdicts = [f"{verdict} in {count}" for verdict, count in readings["verdict"].value_counts().items()]
+    first = readings.iloc[0]
+    return (
+        f"whether it is the best: {first['verdict']} ({first['scope']}); of {len(readings)} readings, "
+        f"{', '.join(verdicts)}"
+    )
 
 
 def claims(folder: Path) -> str:
