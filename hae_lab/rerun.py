@@ -12,10 +12,10 @@ DECLARED = Path(__file__).parent.parent / "studies"
 CURVES = ("variants", "digits")  # studies whose learning curves are kept
 
 
-def studies(folder: Path = DECLARED) -> tuple[Study, ...]:
+def studies() -> tuple[Study, ...]:
     """The declared studies, in the order of their files. Raises `HAELabError` if there are none."""
-    paths = sorted(folder.glob("*.toml"))
-    require(bool(paths), f"no study at {str(folder)!r}: run this in a clone of the repository")
+    paths = sorted(DECLARED.glob("*.toml"))
+    require(bool(paths), f"no study at {str(DECLARED)!r}: run this in a clone of the repository")
     return tuple(Study.from_toml(path) for path in paths)
 
 

@@ -1,0 +1,110 @@
+"""The committed studies: what they declare is what is there, and the tables follow from the rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from hae_lab import reproduce, study_tables
+from hae_lab.diffusion.data import phantoms
+from hae_lab.diffusion.quality import sliced_wasserstein
+from hae_lab.reproduce import read_table
+from hae_lab.rerun import CURVES, studies
+
+STUDIES = {study.name: study for study in studies()}
+
+
+def pairs(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(zip(rows["cell"], rows["seed"], strict=True))
+
+
+def test_every_declared_study_is_committed():
+    assert tuple(sorted(STUDIES)) == reproduce.STUDIES
+    assert set(CURVES) <= set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_rows_are_the_declared_runs(name):
+    rows = read_table(f"study_{name}")
+    assert pairs(rows) == [(run.cell.label, run.seed) for run in STUDIES[name].planned]
+    static = STUDIES[name].static().set_index("cell")
+    for column in ("params", "macs", "macs_kept"):
+        assert (rows[column].to_numpy() == static.loc[rows["cell"], column].to_numpy()).all()
+    assert np.isfinite(rows[["loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4"]]).all(axis=None)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_loss_is_the_mean_of_its_quartiles(name):
+    rows = read_table(f"study_{name}")
+    assert np.allclose(rows[[f"loss_q{place}" for place in range(1, 5)]].mean(axis=1), rows["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_end_in_the_loss_of_the_run(name):
+    curves, rows = read_table(f"study_{name}_curves"), read_table(f"study_{name}")
+    last = curves.groupby(["cell", "seed"])["loss"].last()
+    assert (last.loc[pairs(rows)].to_numpy() == rows["loss"].to_numpy()).all()
+    assert (curves.groupby(["cell", "seed"])["loss"].diff().dropna() < 0).all()  # every run learns
+
+
+def test_seeds_and_steps_are_those_the_question_needs():
+    fewest = {"variants": 10, "digits": 5, "slots": 5, "bottleneck": 5, "masks": 3, "patches": 3}
+    assert all(len(STUDIES[name].seeds) >= count for name, count in fewest.items())
+    for name in ("variants", "digits"):
+        assert {cell.experiment.recipe.steps for cell in STUDIES[name].cells} == {300}
+    assert {cell.experiment.config.mask_rule for cell in STUDIES["masks"].cells} == {
+        "dense", "document", "document_shared", "always_regional", "window2d", "spatial_reduction",
+    }  # fmt: skip
+
+
+def test_widened_v2_is_about_as_large_as_hae():
+    params = read_table("study_equal_parameters").groupby("cell")["params"].first()
+    assert params[study_tables.WIDE_V2] / params["hae"] == pytest.approx(1, abs=0.06)
+
+
+def test_differences_by_hand():
+    found = read_table("quality_differences")
+    row = found.query(
+        "data == 'phantoms' and equal == 'steps' and metric == 'loss' and first == 'v2' and second == 'hae'"
+    )
+    table = read_table("study_variants").pivot(index="seed", columns="cell", values="loss")
+    test = stats.ttest_rel(table["v2"], table["hae"])
+    interval = test.confidence_interval()
+    assert row[["mean_difference", "p_value", "ci_low", "ci_high"]].to_numpy()[0] == pytest.approx(
+        [(table["v2"] - table["hae"]).mean(), test.pvalue, interval.low, interval.high], rel=1e-4
+    )
+    assert set(found["equal"]) == {"steps", "compute time", "parameters"}
+    assert set(found["metric"]) == {"loss", "swd", "mmd", "auroc", "dice"}
+
+
+def test_order_by_scipy():
+    table = read_table("study_variants").pivot(index="seed", columns="cell", values="loss")
+    expected = stats.page_trend_test(table[["hae", "lite", "v2"]].to_numpy())  # a higher loss is worse
+    row = read_table("quality_order").query("data == 'phantoms' and equal == 'steps'").iloc[0]
+    assert (row["statistic"], row["p_value"]) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-4)
+
+
+def test_slot_effects_by_hand():
+    rows = read_table("study_slots")
+    contrast = rows.groupby(["fusion", "seed"])["loss"].mean().unstack(0)
+    row = read_table("slot_effects").query("factor == 'fusion'").iloc[0]
+    by_hand = (contrast[row["first"]] - contrast[row["second"]]).mean()
+    assert row["mean_difference"] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_time_of_a_step_is_that_of_our_loop():
+    latency = read_table("latency_cpu")
+    speed = study_tables.ms_per_step(latency)
+    assert set(speed.index) == {"unet", "hae", "lite", "v2"}
+    training = latency[latency["benchmark"] == "training"].set_index("case")["ms_median"]
+    assert speed["v2"] == training["v2, hae_lab"]
+
+
+def test_samples_are_near_the_floor_of_real_images():
+    floor = read_table("sample_floor").set_index("metric")
+    assert floor.loc["swd", "samples"] < 3 * floor.loc["swd", "real_mean"]
+    assert floor.loc["swd", "samples"] == pytest.approx(read_table("study_samples")["swd"].iloc[0], abs=1e-5)
+    images = phantoms(512, 16, split="held-out").images
+    order = np.random.default_rng((0, 0)).permutation(512)
+    one = sliced_wasserstein(images[order[:256]], images[order[256:]])
+    assert floor.loc["swd", "real_mean"] == pytest.approx(one, rel=0.3)
