@@ -63,10 +63,8 @@ def connect(address: str | None) -> "Client":
 
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise HAELabError(
-            f"no Dask scheduler answers at {address!r} ({error}): start one with `dask scheduler`"
-        ) from None
+    except Exception as error:  # what is not a scheduler can answer anything
+        raise HAELabError(f"no Dask scheduler at {address!r} ({error}): start one with `dask scheduler`") from None
 
 
 def ping() -> dict[str, str]:
@@ -79,8 +77,12 @@ def preflight(client: "Client") -> pd.DataFrame:
 
     Raises `HAELabError` that names the first worker without the package, or with another version of anything.
     """
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except TimeoutError:
+        address = client.scheduler.address
+        raise HAELabError(f"the scheduler at {address} has no workers: start some with `dask worker`") from None
     workers = {address: info["host"] for address, info in client.scheduler_info(n_workers=-1)["workers"].items()}
-    require(bool(workers), f"the scheduler at {client.scheduler.address} has no workers: start some with `dask worker`")
     for address, found in client.run(find_spec, "hae_lab", on_error="return").items():
         require(found is not None, f"worker {address} cannot import hae_lab: {INSTALL}")
     here = ping()

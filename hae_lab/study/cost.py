@@ -70,7 +70,10 @@ def _seconds(todo: Sequence[Run], finished: Mapping[str, float]) -> tuple[list[f
     fresh = {str(run.cell): run.cell.experiment for run in todo if str(run.cell) not in finished}
     if fresh and any(run.trial != TRIAL for run in todo):
         return None, "no run of some cells has finished"
-    known = dict(finished) | dict(zip(fresh, estimated_seconds(list(fresh.values())), strict=True))
+    try:
+        known = dict(finished) | dict(zip(fresh, estimated_seconds(list(fresh.values())), strict=True))
+    except Exception as error:  # the run that cannot train will say so itself, beside those that can
+        return None, f"no training step to time: {error}"
     return [known[str(run.cell)] for run in todo], "by timed steps" if fresh else "by finished runs"
 
 

@@ -1,0 +1,46 @@
+"""Workers of a study that are no processes, for tests of its driver."""
+
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from hae_lab.study import Study
+from hae_lab.study.runner import Driver
+from hae_lab.study.store import Store
+from hae_lab.study.task import attempt
+
+
+class Here:
+    """Runs in this process, at once; a run whose seed is in `deadly` kills its "worker" so many times."""
+
+    shared_disk = True
+
+    def __init__(self, slots=2, deadly=None, interrupt_at=None):
+        self.slots, self.deadly, self.interrupt_at = slots, dict(deadly or {}), interrupt_at
+        self.sent, self.restarts, self.broken, self.flying = [], 0, False, []
+
+    def submit(self, run, folder):
+        if self.broken:
+            raise BrokenProcessPool
+        if len(self.sent) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.sent.append(run.seed)
+        future = Future()
+        if self.deadly.get(run.seed, 0) > 0:
+            self.deadly[run.seed] -= 1
+            self.broken = True
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(attempt(run.trial, run.experiment, run.key, folder))
+        return future
+
+    def restart(self):
+        self.restarts += 1
+        self.broken = False
+
+
+def drive(study: Study, path: Path, workers: Here, **options) -> None:
+    with Store(path) as store, tqdm(disable=True) as bar:
+        Driver(workers, store, **options).drive(study.planned, bar)
