@@ -28,13 +28,13 @@ def test_environment_lists_the_same_names_and_bounds():
     *lines, pip = environment["dependencies"]
     conda = bounds(lines)
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    assert pip == {"pip": ["-e ."]}
+    assert pip == {"pip": ["-e .[cluster,parquet]"]}
     assert conda.pop("pip") == SpecifierSet()
     python = conda.pop("python")
     assert any(spec.operator == ">=" and spec.version == "3.11" for spec in python)
     project = PYPROJECT["project"]
     wanted = bounds(project["dependencies"] + project["optional-dependencies"]["test"])
-    assert wanted.pop("hae-lab") == SpecifierSet()  # the extra [site], which pip installs
+    assert wanted.pop("hae-lab") == SpecifierSet()  # its extras, which pip installs
     assert conda == {CONDA_NAMES.get(name, name): specifier for name, specifier in wanted.items()}
 
 
