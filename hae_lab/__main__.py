@@ -95,8 +95,8 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.full:
         from hae_lab.rerun import rerun
 
-        for path in rerun(options.out, options.store):
-            print(path)
+        for line in rerun(options.out, options.store):
+            print(line)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
         if (options.out / "README.md").exists():

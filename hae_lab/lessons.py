@@ -1,10 +1,8 @@
 """The trained models of the lessons: what they are, how they are made, where they lie."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-import torch
 from joblib import Parallel, delayed
 
 from hae_lab.config import config
@@ -13,6 +11,8 @@ from hae_lab.diffusion.training import WEIGHTS, Recipe
 from hae_lab.errors import require, require_name
 from hae_lab.files import COMMITTED
 from hae_lab.models import HAEUNet, load_checkpoint, save_checkpoint
+from hae_lab.study.cost import estimated_seconds
+from hae_lab.study.task import one_thread
 
 LESSON_VARIANTS = ("hae", "lite", "v2")
 # two classes, healthy and lesion; 32 pixels, so that the maps are large enough for a mask to matter
@@ -54,7 +54,13 @@ def train_lessons(folder: Path, out: Path, workers: int = 2) -> pd.DataFrame:
     return pd.DataFrame([row for rows in curves for row in rows])
 
 
-def _train(variant: str, folder: Path) -> Iterable[dict[str, float]]:
-    torch.set_num_threads(1)
-    curve = run(lesson(variant), folder)["curve"]
+def lessons_minutes(workers: int = 2) -> float:
+    """How long `train_lessons` takes from nothing, from a few timed training steps."""
+    seconds = estimated_seconds([lesson(variant) for variant in LESSON_VARIANTS])
+    return max(sum(seconds) / workers, *seconds) / 60
+
+
+def _train(variant: str, folder: Path) -> list[dict[str, float]]:
+    with one_thread():
+        curve = run(lesson(variant), folder)["curve"]
     return [{"variant": variant, "step": step, "loss": loss} for step, loss in curve]

@@ -67,7 +67,7 @@ def advice(folder: Path) -> str:
     together = pd.read_csv(folder / "data" / "variants_together.csv")
     percent = together.pivot(index="variant", columns="quantity", values="percent_of_hae")
     readings = pd.read_csv(folder / "data" / "claims.csv").query("id == 'v2_efficiency'")
-    of_time = readings[readings["scope"].str.startswith("time")].iloc[-1]
+    of_time = readings[readings["scope"].str.startswith("time of one denoising step")].iloc[-1]
     lite, v2 = percent.loc["lite"], percent.loc["v2"]
     rows = [
         ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], _quality(folder)],

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hae_lab.errors import require
-from hae_lab.lessons import train_lessons
+from hae_lab.files import COMMITTED
+from hae_lab.lessons import lessons_minutes, train_lessons
 from hae_lab.reproduce import write_table
 from hae_lab.study import Study
+from hae_lab.study.store import code_version
 
-DECLARED = Path(__file__).parent.parent / "studies"
+DECLARED = COMMITTED.parent / "studies"
 CURVES = ("variants", "digits")  # studies whose learning curves are kept
 
 
@@ -19,17 +21,31 @@ def studies() -> tuple[Study, ...]:
     return tuple(Study.from_toml(path) for path in paths)
 
 
-def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[Path]:
-    """Say what each study costs, run what the store lacks, train the lesson models; yield the paths written."""
+def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[str]:
+    """Run what the store lacks, train the lesson models, write their tables; yields what to tell the user.
+
+    First what each study costs, and all together; then the path of each table. A table is written when its study is
+    complete. Raises `HAELabError` for another `out` than the clone, whose data/ is what `reproduce` reads.
+    """
+    clone = COMMITTED.parent
+    require(out.resolve() == clone.resolve(), f"--full renews the tables of the clone: run it in {str(clone)!r}")
     planned = studies()
+    costs = [study.cost(store, workers) for study in planned]
+    yield from map(str, costs)
+    lessons = lessons_minutes(workers)
+    yield f"lesson models: about {lessons:.2g} minutes, less what an earlier call has done"
+    yield f"together: about {sum(cost.minutes or 0 for cost in costs) + lessons:.0f} minutes"
     for study in planned:
-        print(study.cost(store, workers))
-    for study in planned:
-        rows = study.run(store, workers=workers)
-        complete = len(rows) == len(study.planned)
-        require(complete, f"{study.name}: {len(rows)} of {len(study.planned)} runs are there; data/ is left as it was")
-        yield write_table(rows, out / "data" / f"study_{study.name}.csv")
-        if study.name in CURVES:
-            yield write_table(study.curves(store), out / "data" / f"study_{study.name}_curves.csv")
-    lessons = train_lessons(store.parent / "lessons", out / "data" / "checkpoints", workers)
-    yield write_table(lessons, out / "data" / "lessons.csv")
+        yield from _finish(study, out / "data", store, workers)
+    # under the code's name: another model starts anew
+    rows = train_lessons(store.parent / "lessons" / code_version(), out / "data" / "checkpoints", workers)
+    yield str(write_table(rows, out / "data" / "lessons.csv"))
+
+
+def _finish(study: Study, data: Path, store: Path, workers: int) -> Iterator[str]:
+    rows = study.run(store, workers=workers)
+    count = f"{len(rows)} of {len(study.planned)} runs are there"
+    require(len(rows) == len(study.planned), f"{study.name}: {count}; its table is left as it was")
+    yield str(write_table(rows, data / f"study_{study.name}.csv"))
+    if study.name in CURVES:
+        yield str(write_table(study.curves(store), data / f"study_{study.name}_curves.csv"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hae_lab import claims, reproduce
+from hae_lab import build, claims, reproduce
 from hae_lab.masks import TokenGrid, mask_for
 
 DOCUMENT = Path(__file__).parents[2] / "shared" / "seed"
@@ -79,6 +79,47 @@ def test_the_papers_arithmetic(rows):
 def test_three_scales_fail_where_a_patch_does_not_divide_the_map(rows):
     assert of(rows, "three_scales", "brats128")["verdict"] == "holds"
     assert of(rows, "three_scales", "cifar32")["verdict"] == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("lite_hae", "v2_lite", "v2_hae", "trend", "verdict"),
+    [
+        ("second better", "second better", "second better", "holds", "holds"),
+        ("second better", "second better", "cannot tell", "cannot tell", "holds"),
+        ("second better", "cannot tell", "second better", "holds", "cannot tell"),
+        ("cannot tell", "cannot tell", "cannot tell", "cannot tell", "cannot tell"),
+        ("second better", "first better", "cannot tell", "cannot tell", "does not hold"),
+        ("cannot tell", "cannot tell", "cannot tell", "does not hold", "does not hold"),
+    ],
+)
+def test_an_order_of_quality_needs_both_neighbours(lite_hae, v2_lite, v2_hae, trend, verdict):
+    pairs = pd.DataFrame(
+        {
+            "first": ["lite", "v2", "v2"],
+            "second": ["hae", "lite", "hae"],
+            "verdict": [lite_hae, v2_lite, v2_hae],
+        }
+    )
+    assert claims.quality_verdict(pairs, trend) == verdict
+
+
+def test_quality_says_no_more_than_the_intervals(rows):
+    found = reproduce.read_table("quality_differences").query("data == 'phantoms' and equal == 'steps'")
+    pairs = found.query("metric == 'loss' and first != 'unet' and second != 'unet'")
+    row = of(rows, "quality_order", "equal steps, phantoms")
+    if (pairs["verdict"] == "cannot tell").all():
+        assert row["verdict"] in ("cannot tell", "does not hold")
+    assert f"{pairs['mean_difference'].iloc[0]:+.2g}" in row["computed"]
+
+
+def test_interface_is_shared_and_weights_are_not(rows):
+    assert of(rows, "interchangeable", "constructor")["verdict"] == "holds"
+    shared = of(rows, "interchangeable", "weights of v2 that fit hae")
+    assert shared["verdict"] == "does not hold"
+    v2, hae = (build(variant, "lesson16").state_dict() for variant in ("v2", "hae"))
+    fits = sum(v2[name].numel() for name in v2 if name in hae and hae[name].shape == v2[name].shape)
+    percent = 100 * fits / sum(tensor.numel() for tensor in hae.values())
+    assert shared["computed"].startswith(f"{percent:.1f} %")
 
 
 def test_quotes_are_in_the_document(rows):

@@ -23,6 +23,8 @@ def declare(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(TRIALS))
     monkeypatch.setenv("PYTHONPATH", str(TRIALS))
     monkeypatch.setattr(rerun, "DECLARED", tmp_path / "studies")
+    monkeypatch.setattr(rerun, "COMMITTED", tmp_path / "data")
+    monkeypatch.setattr(rerun, "lessons_minutes", lambda _: 3.0)
     monkeypatch.setattr(rerun, "train_lessons", lambda *_: pd.DataFrame([{"variant": "v2", "step": 1, "loss": 0.5}]))
     (tmp_path / "studies").mkdir()
 
@@ -34,29 +36,44 @@ def declare(monkeypatch, tmp_path):
 
 
 def run(tmp_path) -> list[str]:
-    paths = rerun.rerun(tmp_path / "out", tmp_path / "runs" / "store.sqlite", workers=1)
-    return [path.relative_to(tmp_path / "out" / "data").as_posix() for path in paths]
+    return list(rerun.rerun(tmp_path, tmp_path / "runs" / "store.sqlite", workers=1))
 
 
-def test_says_the_cost_and_writes_studies_curves_and_lessons(declare, tmp_path, capsys):
+def written(lines: list[str]) -> list[str]:
+    return [Path(line).name for line in lines if line.endswith(".csv")]
+
+
+def test_says_the_cost_and_writes_studies_curves_and_lessons(declare, tmp_path):
     declare("variants", "0, 1", "quick")
     declare("slots", "0", "quick")
     expected = ["study_slots.csv", "study_variants.csv", "study_variants_curves.csv", "lessons.csv"]
-    assert run(tmp_path) == expected
-    assert "variants: 4 runs, 4 to do" in capsys.readouterr().out
-    first = (tmp_path / "out/data/study_variants.csv").read_bytes()
-    assert run(tmp_path) == expected  # from the store
-    assert "variants: 4 runs, 4 ok, 0 to do" in capsys.readouterr().out
-    assert (tmp_path / "out/data/study_variants.csv").read_bytes() == first
+    lines = run(tmp_path)
+    assert written(lines) == expected
+    assert lines[1].startswith("variants: 4 runs, 4 to do")
+    assert lines[2:4] == [
+        "lesson models: about 3 minutes, less what an earlier call has done",
+        "together: about 3 minutes",
+    ]
+    first = (tmp_path / "data/study_variants.csv").read_bytes()
+    lines = run(tmp_path)  # from the store
+    assert written(lines) == expected
+    assert lines[1] == "variants: 4 runs, 4 ok, 0 to do"
+    assert (tmp_path / "data/study_variants.csv").read_bytes() == first
 
 
 def test_an_unfinished_study_leaves_its_table_as_it_was(declare, tmp_path):
     declare("variants", "0, 1", "troubled")
-    (tmp_path / "out/data").mkdir(parents=True)
-    (tmp_path / "out/data/study_variants.csv").write_text("as it was\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/study_variants.csv").write_text("as it was\n")
     with pytest.raises(HAELabError, match="2 of 4 runs"):
         run(tmp_path)
-    assert (tmp_path / "out/data/study_variants.csv").read_text() == "as it was\n"
+    assert (tmp_path / "data/study_variants.csv").read_text() == "as it was\n"
+
+
+def test_another_folder_is_refused(declare, tmp_path):
+    declare("variants", "0", "quick")
+    with pytest.raises(HAELabError, match="--full renews the tables of the clone"):
+        list(rerun.rerun(tmp_path / "elsewhere", tmp_path / "store.sqlite"))
 
 
 def test_without_studies_it_says_where_they_should_be(monkeypatch, tmp_path):

@@ -100,6 +100,12 @@ def test_time_of_a_step_is_that_of_our_loop():
     assert speed["v2"] == training["v2, hae_lab"]
 
 
+def test_our_loop_is_within_ten_percent_of_a_bare_one():
+    ours = study_tables.training_steps(read_table("latency_cpu"))
+    assert len(ours) >= 4
+    assert (ours["speed_up"] >= 1 / 1.1).all()
+
+
 def test_samples_are_near_the_floor_of_real_images():
     floor = read_table("sample_floor").set_index("metric")
     assert floor.loc["swd", "samples"] < 3 * floor.loc["swd", "real_mean"]
