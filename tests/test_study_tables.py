@@ -103,7 +103,7 @@ def test_time_of_a_step_is_that_of_our_loop():
 def test_our_loop_is_within_ten_percent_of_a_bare_one():
     ours = study_tables.training_steps(read_table("latency_cpu"))
     assert len(ours) >= 4
-    assert (ours["speed_up"] >= 1 / 1.1).all()
+    assert (ours["speed_up"] >= 0.9).all()  # steps per second of the bare loop
 
 
 def test_samples_are_near_the_floor_of_real_images():
