@@ -201,27 +201,27 @@ def _measured_order(measured: Measured) -> Iterator[Finding]:
     latency = measured["latency_cpu"]
     for device_name, here in latency[latency["benchmark"] == "model"].groupby("device_name"):
         for way in ("document's way", "document_shared"):
-            times = here[here["case"].str.endswith(f", {way}")].set_index("variant").loc[list(ORDER)]
-            share = 100 * times["ms_median"] / times["ms_median"].iloc[0]
-            yield Finding(
-                f"time of one denoising step, {PRESET} at 64 channels, batch 1, {way}",
-                " / ".join(f"{value:.0f} %" for value in share) + " of HAE (HAE / Lite / V2)",
-                first_place(times.loc["v2"], times.drop("v2")),
-                f"data/latency_{times['device'].iloc[0]}.csv, {device_name}, {times['clock'].iloc[0]}",
-            )
+            rows = here[here["case"].str.endswith(f", {way}")]
+            scope = f"time of one denoising step, {PRESET} at 64 channels, batch 1, {way}"
+            yield _order_of_times(scope, rows, device_name)
 
 
 def _training_order(measured: Measured) -> Iterator[Finding]:
     rows = study_tables.training_steps(measured["latency_cpu"])
     for device_name, here in rows.groupby("device_name"):
-        times = here.set_index("variant").loc[list(ORDER)]
-        share = 100 * times["ms_median"] / times["ms_median"].iloc[0]
-        yield Finding(
-            "time of one training step, lesson16, batch 32",
-            " / ".join(f"{value:.0f} %" for value in share) + " of HAE (HAE / Lite / V2)",
-            first_place(times.loc["v2"], times.drop("v2")),
-            f"data/latency_{times['device'].iloc[0]}.csv, {device_name}, {times['clock'].iloc[0]}",
-        )
+        yield _order_of_times("time of one training step, lesson16, batch 32", here, device_name)
+
+
+def _order_of_times(scope: str, rows: pd.DataFrame, device_name: str) -> Finding:
+    """Whether V2 is the fastest of the rows, one a variant."""
+    times = rows.set_index("variant").loc[list(ORDER)]
+    share = 100 * times["ms_median"] / times["ms_median"].iloc[0]
+    return Finding(
+        scope,
+        " / ".join(f"{value:.0f} %" for value in share) + " of HAE (HAE / Lite / V2)",
+        first_place(times.loc["v2"], times.drop("v2")),
+        f"data/latency_{times['device'].iloc[0]}.csv, {device_name}, {times['clock'].iloc[0]}",
+    )
 
 
 def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
@@ -266,7 +266,7 @@ def _quality(measured: Measured) -> Iterator[Finding]:
 
 def _step_times_differ(measured: Measured) -> bool:
     """Whether the quartiles of no two neighbours' training steps overlap."""
-    times = study_tables.training_steps(measured["latency_cpu"]).set_index("variant")
+    times = study_tables.step_times(measured["latency_cpu"])
     return all(
         times.loc[a, "ms_q3"] < times.loc[b, "ms_q1"] or times.loc[b, "ms_q3"] < times.loc[a, "ms_q1"]
         for a, b in pairwise(ORDER)

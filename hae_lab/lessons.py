@@ -45,7 +45,7 @@ def checkpoint(folder: Path, variant: str) -> Path:
 def train_lessons(folder: Path, out: Path, workers: int = 2) -> pd.DataFrame:
     """Train the lesson models in `folder`, or continue there, and write their weights in half precision to `out`.
 
-    Returns a row a variant: variant, step, loss along the way.
+    Returns a row a point of each learning curve: variant, step, loss.
     """
     curves = Parallel(workers)(delayed(_train)(variant, folder / variant) for variant in LESSON_VARIANTS)
     for variant in LESSON_VARIANTS:

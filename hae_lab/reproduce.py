@@ -20,14 +20,15 @@ from hae_lab.files import COMMITTED, atomic_path
 from hae_lab.masks import RULES, TokenGrid
 from hae_lab.profilers import architecture, compute_table, counters, parameter_table
 from hae_lab.profilers.visibility import visibility
+from hae_lab.study import write
 
 STUDIES = ("bottleneck", "digits", "equal_parameters", "masks", "patches", "samples", "slots", "variants")
+CURVES = ("variants", "digits")  # studies whose learning curves are kept
 # made by `hae-lab bench` and by `hae-lab reproduce --full`
 MEASURED_NAMES = (
     "latency_cpu",
     *(f"study_{name}" for name in STUDIES),
-    "study_variants_curves",
-    "study_digits_curves",
+    *(f"study_{name}_curves" for name in CURVES),
     "lessons",
 )
 
@@ -170,19 +171,12 @@ def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = 
     for position, name in enumerate(bar):
         bar.set_description(name)
         if position < len(tables):
-            written.append(write_table(_rows(name, rows), Path(out) / "data" / f"{name}.csv"))
+            written.append(write(_rows(name, rows), Path(out) / "data" / f"{name}.csv"))
         else:
             source = FIGURES[name]
             figure = source.draw(*(_rows(table, rows) for table in source.tables))
             written += write_figure(figure, Path(out) / "figures" / name, source.vector)
     return written
-
-
-def write_table(rows: pd.DataFrame, path: Path) -> Path:
-    """Write rows as CSV; fractions with six significant digits, so that every computer writes the same."""
-    with atomic_path(path) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    return path
 
 
 def write_figure(figure: plots.Chart, stem: Path, vector: bool = False) -> list[Path]:

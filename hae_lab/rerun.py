@@ -6,12 +6,11 @@ from pathlib import Path
 from hae_lab.errors import require
 from hae_lab.files import COMMITTED
 from hae_lab.lessons import lessons_minutes, train_lessons
-from hae_lab.reproduce import write_table
-from hae_lab.study import Study
+from hae_lab.reproduce import CURVES
+from hae_lab.study import Study, write
 from hae_lab.study.store import code_version
 
 DECLARED = COMMITTED.parent / "studies"
-CURVES = ("variants", "digits")  # studies whose learning curves are kept
 
 
 def studies() -> tuple[Study, ...]:
@@ -39,13 +38,13 @@ def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[str]:
         yield from _finish(study, out / "data", store, workers)
     # under the code's name: another model starts anew
     rows = train_lessons(store.parent / "lessons" / code_version(), out / "data" / "checkpoints", workers)
-    yield str(write_table(rows, out / "data" / "lessons.csv"))
+    yield str(write(rows, out / "data" / "lessons.csv"))
 
 
 def _finish(study: Study, data: Path, store: Path, workers: int) -> Iterator[str]:
     rows = study.run(store, workers=workers)
     count = f"{len(rows)} of {len(study.planned)} runs are there"
     require(len(rows) == len(study.planned), f"{study.name}: {count}; its table is left as it was")
-    yield str(write_table(rows, data / f"study_{study.name}.csv"))
+    yield str(write(rows, data / f"study_{study.name}.csv"))
     if study.name in CURVES:
-        yield str(write_table(study.curves(store), data / f"study_{study.name}_curves.csv"))
+        yield str(write(study.curves(store), data / f"study_{study.name}_curves.csv"))

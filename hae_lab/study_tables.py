@@ -20,8 +20,13 @@ Rows = Mapping[str, pd.DataFrame]
 
 def ms_per_step(latency: pd.DataFrame) -> pd.Series:
     """Median milliseconds of a training step by variant, on the first computer of `hae-lab bench training`."""
+    return step_times(latency)["ms_median"]
+
+
+def step_times(latency: pd.DataFrame) -> pd.DataFrame:
+    """The rows of our loop by variant, of the first computer that has some."""
     rows = training_steps(latency)
-    return rows[rows["device_name"] == rows["device_name"].iloc[0]].set_index("variant")["ms_median"]
+    return rows[rows["device_name"] == rows["device_name"].iloc[0]].set_index("variant")
 
 
 def training_steps(latency: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ MOST_TIMED = 6  # experiments; the others are interpolated by their MACs
 TIMED_STEPS = 4
 TIMED_IMAGES = 32
 EVALUATION_PASSES = 4  # of a held-out image through the model, one a quarter of the chain
-ANOMALY_PASSES = 128 * 5 * 4  # of images, with as many steps and noises
+ANOMALY_PASSES = 5 * 4  # of an image with a lesion: steps and noises
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _seconds(todo: Sequence[Run], finished: Mapping[str, float]) -> tuple[list[f
 
 def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
     """Seconds that each experiment will take on one thread here, from a few training steps of some of them."""
-    from hae_lab.diffusion.experiment import load_data
+    from hae_lab.diffusion.experiment import LESIONS, load_data
 
     if not experiments:
         return []
@@ -94,11 +95,12 @@ def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
         held_out = len(load_data(each.data, each.config.image_size)[1])
         evaluations = max(1, each.recipe.steps // each.evaluate_every)
         passes = evaluations * held_out * EVALUATION_PASSES + each.samples * each.sampling_steps
-        passes += ANOMALY_PASSES * bool(each.samples and each.data == "phantoms")
+        passes += LESIONS * ANOMALY_PASSES * bool(each.samples and each.data == "phantoms")
         seconds.append(each.recipe.steps * step[place] + passes * image[place])
     return seconds
 
 
+@lru_cache(maxsize=64)  # `reproduce --full` asks for all studies, and then each study for itself
 def _time(experiment: "Experiment") -> tuple[float, float]:
     """Seconds of a training step, and of one held-out image on its way through the model."""
     from torch.utils.data import Subset

@@ -73,7 +73,8 @@ def log(runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:
-    """Write a table by its suffix, whole or not at all; a CSV with six significant digits.
+    """Write a table by its suffix, whole or not at all; a CSV with six significant digits, so that every
+    computer writes the same.
 
     Raises `HAELabError` for a suffix other than .csv and .parquet, and for Parquet without pyarrow.
     """
