@@ -3,10 +3,11 @@
 from importlib import import_module
 from typing import Any
 
-from hae_lab.config import PRESETS, VARIANTS, HAEConfig, config
-from hae_lab.errors import HAELabError
+from hae_lab.checks import HAELabError
+from hae_lab.family import HAEConfig
+from hae_lab.presets import PRESETS, VARIANTS, config, register_variant
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # torch is imported when one of these is first used, so that `hae-lab --help` answers at once
 _LAZY = {
@@ -19,7 +20,7 @@ _LAZY = {
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
-__all__ = ["PRESETS", "VARIANTS", "HAEConfig", "HAELabError", "config", *_HOME]
+__all__ = ["PRESETS", "VARIANTS", "HAEConfig", "HAELabError", "config", "register_variant", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

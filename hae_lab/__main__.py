@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from hae_lab.config import PRESETS, VARIANTS, config
-from hae_lab.errors import HAELabError, require
+from hae_lab.checks import HAELabError, require
+from hae_lab.presets import PRESETS, VARIANTS, config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,13 +87,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
-    from hae_lab import readme, reproduce
+    from hae_lab.audit import reproduce
+    from hae_lab.book import readme
 
     if options.list:
         print("\n".join(reproduce.NAMES))
         return
     if options.full:
-        from hae_lab.rerun import rerun
+        from hae_lab.audit.rerun import rerun
 
         for line in rerun(options.out, options.store):
             print(line)
@@ -112,11 +113,11 @@ def run_train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from hae_lab import plots
+    from hae_lab.audit.reproduce import write_figure
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
     from hae_lab.diffusion.training import WEIGHTS, Recipe
     from hae_lab.models import load_checkpoint
-    from hae_lab.reproduce import write_figure
 
     out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{options.data.replace(':', '-')}"
     recipe = Recipe(
@@ -136,7 +137,8 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_study(options: argparse.Namespace) -> None:
-    from hae_lab.study import Study, summary, write
+    from hae_lab.study import Study, summary
+    from hae_lab.tables import write
 
     study = Study.from_toml(options.file)
     if options.static:
@@ -166,7 +168,7 @@ def run_show(options: argparse.Namespace) -> None:
 
 
 def run_notebooks(options: argparse.Namespace) -> None:
-    from hae_lab import notebooks
+    from hae_lab.book import notebooks
 
     if options.blank:
         written = notebooks.write_blank("notebooks", options.out)
@@ -178,7 +180,7 @@ def run_notebooks(options: argparse.Namespace) -> None:
 
 
 def run_site(options: argparse.Namespace) -> None:
-    from hae_lab.site import build_site
+    from hae_lab.book.site import build_site
 
     site = build_site("notebooks", options.out)
     for warning in site.warnings:
@@ -187,7 +189,7 @@ def run_site(options: argparse.Namespace) -> None:
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    from hae_lab.profilers import benchmarks
+    from hae_lab.audit import benchmarks
 
     path, rows = benchmarks.bench(options.what, options.out / "data", options.device)
     print(rows.to_string(index=False))

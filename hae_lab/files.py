@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hae_lab.errors import HAELabError
-
-COMMITTED = Path(__file__).parent.parent / "data"  # in a clone
+from hae_lab.checks import HAELabError
 
 
 @contextmanager

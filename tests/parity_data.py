@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hae_lab.config import HAEConfig
+from hae_lab.family import HAEConfig
 from hae_lab.masks import SparseMask, TokenGrid
 
 DATA = Path(__file__).parent / "data"

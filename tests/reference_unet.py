@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hae_lab.config import HAEConfig
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab.family import HAEConfig
+from hae_lab.masks import TokenGrid
+from hae_lab.rules import mask_for
 
 State = Mapping[str, Tensor]
 

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 
 from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config
-from hae_lab.config import hybrid_sites
+from hae_lab.family import hybrid_sites
 from hae_lab.masks import TokenGrid
 from hae_lab.models import (
     HAEUNet,
@@ -24,8 +24,8 @@ from hae_lab.models import (
 )
 from hae_lab.plots import architecture as plots
 from hae_lab.plots.base import VARIANT_COLOURS, Chart
-from hae_lab.profilers.architecture import OTHER, hybrid_family, hybrid_rows, hybrid_table, unet_rows, unet_table
-from hae_lab.profilers.parameters import hybrid_formulas, parameter_formulas
+from hae_lab.profilers.anatomy import OTHER, hybrid_family, hybrid_rows, hybrid_table, unet_rows, unet_table
+from hae_lab.profilers.params import hybrid_formulas, parameter_formulas
 
 HYBRIDS = [variant for variant in VARIANTS if variant != "unet"]
 PLACEMENTS = ("none", "upsample", "attention", "everywhere")

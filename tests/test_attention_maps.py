@@ -6,9 +6,10 @@ import torch
 from parity_data import sample_inputs, with_parity_weights
 
 from hae_lab import HAELabError, build, plots
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab.masks import TokenGrid
 from hae_lab.models import MSTB
 from hae_lab.profilers.attention_maps import attention_maps
+from hae_lab.rules import mask_for
 
 PIXEL = 5 * 8 + 3
 

@@ -6,10 +6,10 @@ import torch
 from parity_data import sample_inputs, with_parity_weights
 from torch import nn
 
-from hae_lab import HAELabError, build, masks
+from hae_lab import HAELabError, build, rules
+from hae_lab.audit import baselines, benchmarks
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.profilers import baselines, benchmarks
 
 
 def test_the_baseline_loop_keeps_what_the_document_says():
@@ -25,7 +25,7 @@ def test_the_baseline_loop_keeps_what_the_document_says():
 
 @pytest.mark.parametrize("variant", ["hae", "lite", "v2"])
 def test_the_documents_way_gives_equal_outputs_for_equal_masks(variant, monkeypatch):
-    monkeypatch.setitem(masks.RULES, "loop", baselines.loop_rule)
+    monkeypatch.setitem(rules.RULES, "loop", baselines.loop_rule)
     model = with_parity_weights(build(variant, "tiny", mask_rule="loop")).eval()
     slow = baselines.the_documents_way(model)
     inputs = sample_inputs(model.config)
@@ -54,7 +54,7 @@ def test_sdpa_baseline_equals_the_documents_layer():
     with torch.no_grad():
         document = benchmarks._documents_layer(baselines.multihead_attention(layer), tokens, blocked)
         sdpa = benchmarks._sdpa_layer(layer, tokens, ~blocked)
-        ours = layer(tokens, masks.mask_for("document", grid))
+        ours = layer(tokens, rules.mask_for("document", grid))
     assert torch.allclose(document, sdpa, atol=1e-5)
     assert torch.allclose(document[:, : grid.n_local], ours, atol=1e-5)
 

@@ -15,7 +15,7 @@ from browser import (
     when_changed,
 )
 
-from hae_lab import notebooks
+from hae_lab.book import notebooks
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

@@ -9,16 +9,7 @@ import pytest
 import torch
 from parity_data import PARITY, parity_weights, sample_inputs, with_parity_weights
 
-from hae_lab import (
-    VARIANTS,
-    HAEConfig,
-    HAELabError,
-    build,
-    config,
-    load_checkpoint,
-    save_checkpoint,
-    transfer_weights,
-)
+from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config, load_checkpoint, save_checkpoint, transfer_weights
 from hae_lab.files import atomic_path
 from hae_lab.models import checkpoints
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hae_lab import build, claims, reproduce
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab import build
+from hae_lab.audit import claims, clone, reproduce
+from hae_lab.masks import TokenGrid
+from hae_lab.rules import mask_for
 
 DOCUMENT = Path(__file__).parents[2] / "shared" / "seed"
 
@@ -47,7 +49,7 @@ def test_every_claim_has_readings_with_all_fields(rows):
 
 
 def test_evidence_files_exist(rows):
-    root = Path(reproduce.COMMITTED).parent
+    root = clone.root()
     files = {word.rstrip(",") for text in rows["evidence"] for word in text.split() if word.startswith("data/")}
     assert files
     assert [file for file in files if not (root / file).exists()] == []

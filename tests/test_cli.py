@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hae_lab import reproduce
 from hae_lab.__main__ import main
+from hae_lab.audit import reproduce
 
 HELP = """
 import sys

@@ -14,12 +14,12 @@ from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab import PRESETS, VARIANTS, HAELabError, build, config
-from hae_lab.masks import RULES, mask_for
 from hae_lab.models import MSTB, HybridBlock
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention
 from hae_lab.models.layers import AttentionBlock
-from hae_lab.profilers.compute import FLOPS, MACS, by_level, by_part, compute, per_sample, total, uncounted
+from hae_lab.profilers.macs import FLOPS, MACS, by_level, by_part, compute, per_sample, total, uncounted
 from hae_lab.profilers.tracing import to_meta
+from hae_lab.rules import RULES, mask_for
 
 SPARSE_RULES = sorted(set(RULES) - {"dense"})
 

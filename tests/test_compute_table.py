@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from hae_lab import config
-from hae_lab.profilers import compute_table as table
-from hae_lab.profilers.compute import compute, total
+from hae_lab.audit import compute_tables as table
+from hae_lab.profilers.macs import compute, total
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from parity_data import COUNTS
 
 from hae_lab import PRESETS, VARIANTS, HAEConfig, HAELabError, build, config
-from hae_lab.config import hybrid_sites
+from hae_lab.family import hybrid_sites
 from hae_lab.models import HybridBlock
 
 PLACEMENTS = ("none", "upsample", "attention", "everywhere")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hae_lab import config
-from hae_lab.profilers.compute import compute
 from hae_lab.profilers.counters import counter_configs, counters
+from hae_lab.profilers.macs import compute
 
 CONFIGS = {
     "unet tiny dense": config("unet", "tiny", mask_rule="dense"),

@@ -11,7 +11,8 @@ import torch
 from hae_lab import HAELabError, config
 from hae_lab.diffusion import experiment as experiments
 from hae_lab.diffusion.data import ImageSet, data_key, digits, phantoms
-from hae_lab.diffusion.experiment import DATA, HELD_OUT, Experiment, lesion_phantoms, load_data, run, sample_metrics
+from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
+from hae_lab.diffusion.experiment import Experiment, lesion_phantoms, run, sample_metrics
 from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
 from hae_lab.diffusion.sampling import sample
 from hae_lab.diffusion.training import STATE, WEIGHTS, Recipe, Trained, train

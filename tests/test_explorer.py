@@ -5,14 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from hae_lab import HAELabError, masks
+from hae_lab import HAELabError, rules
 from hae_lab.explorer import MaskExplorerModel, explore
 from hae_lab.explorer.model import covering, nearest, place_of, scales, shape, token_at
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.plots import masks as pictures
-from hae_lab.profilers.visibility import visibility
+from hae_lab.profilers.reach import visibility
 
-RULES = list(masks.RULES)
+RULES = list(rules.RULES)
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
 GRID = TokenGrid(16, 16)
 SPANS = {1: (0, 256), 4: (256, 272), 8: (272, 276)}  # tokens of 16 x 16
@@ -56,7 +56,7 @@ def rule_with_groups(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
 
 @pytest.fixture
 def grouped(monkeypatch) -> MaskExplorerModel:
-    monkeypatch.setitem(masks.RULES, "grouped", rule_with_groups)
+    monkeypatch.setitem(rules.RULES, "grouped", rule_with_groups)
     return MaskExplorerModel(side=16, rule="grouped")
 
 
@@ -138,7 +138,7 @@ def test_a_pixel_that_sees_nothing_of_itself_still_carries_itself(monkeypatch):
         matrix[:, 255] = False
         return SparseMask.from_blocked(matrix, grid)
 
-    monkeypatch.setitem(masks.RULES, "only_the_last", only_the_last)
+    monkeypatch.setitem(rules.RULES, "only_the_last", only_the_last)
     model = MaskExplorerModel(side=16, rule="only_the_last", query=0)
     assert np.flatnonzero(model.reached(2)).tolist() == [0, 255]
 
@@ -505,7 +505,7 @@ def test_a_rule_that_refuses_a_map_is_shown_and_the_state_stays(monkeypatch):
     def picky(grid, sparsity, seed):
         raise HAELabError("picky: no <map> is good enough")
 
-    monkeypatch.setitem(masks.RULES, "picky", picky)
+    monkeypatch.setitem(rules.RULES, "picky", picky)
     explorer = explore(side=16)
     explorer.controls["rule"].value = "picky"
     assert "no &lt;map&gt; is good enough" in explorer.numbers.value

@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab import HAELabError
-from hae_lab.masks import PAD, RULES, SparseMask, TokenGrid, mask_for
+from hae_lab.masks import PAD, SparseMask, TokenGrid
 from hae_lab.models import columns as columns_module
 from hae_lab.models import kernels as kernels_module
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, allowed_matrix, pairs_kept, pairs_run
 from hae_lab.models.columns import column_plans
 from hae_lab.models.kernels import block_plans
+from hae_lab.rules import RULES, mask_for
 
 # tiny, wider than high, not a multiple of a tile, without any regional scale
 GRIDS = [TokenGrid(*sides) for sides in ((4, 4), (8, 8), (12, 20), (24, 40), (7, 9), (1, 70))]

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from hae_lab import HAELabError, lessons
-from hae_lab.diffusion.experiment import load_data
+from hae_lab import HAELabError
+from hae_lab.audit import lessons
+from hae_lab.audit.reproduce import read_table
+from hae_lab.diffusion.datasets import load_data
 from hae_lab.diffusion.quality import denoising_loss
-from hae_lab.reproduce import read_table
 
 
 def test_all_together_are_small():
-    sizes = [lessons.checkpoint(lessons.FOLDER, variant).stat().st_size for variant in lessons.LESSON_VARIANTS]
+    sizes = [lessons.checkpoint(lessons.folder(), variant).stat().st_size for variant in lessons.LESSON_VARIANTS]
     assert sum(sizes) < 3_000_000
 
 
@@ -36,6 +37,6 @@ def test_control_has_no_lesson_model():
 
 
 def test_missing_file_says_how_to_make_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(lessons, "FOLDER", tmp_path)
+    monkeypatch.setattr(lessons, "folder", lambda: tmp_path)
     with pytest.raises(HAELabError, match="reproduce --full"):
         lessons.lesson_model("v2")

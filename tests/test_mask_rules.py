@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hae_lab import masks
-from hae_lab.masks import TokenGrid, expected_density, mask_for, window_sides
+from hae_lab import rules
+from hae_lab.masks import TokenGrid
+from hae_lab.rules import expected_density, mask_for, window_sides
 
 GRIDS = [TokenGrid(4, 4), TokenGrid(8, 8), TokenGrid(12, 20), TokenGrid(16, 16), TokenGrid(24, 40)]
 EVERY_GRID = pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -96,7 +97,7 @@ def test_dense_sees_everything(grid):
     assert mask_for("dense", grid).is_dense
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("rule", rules.RULES)
 @EVERY_GRID
 def test_counts_are_those_of_the_matrix(rule, grid):
     mask = mask_for(rule, grid)
@@ -108,7 +109,7 @@ def test_counts_are_those_of_the_matrix(rule, grid):
     assert mask.density("all") == pytest.approx(matrix.mean())
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("rule", rules.RULES)
 def test_measured_density_is_the_expected_one(rule):
     grid, seeds = TokenGrid(16, 16), range(20)
     measured = [mask_for(rule, grid, seed=seed).density() for seed in seeds]

@@ -11,8 +11,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from hae_lab import HAELabError, config, masks
-from hae_lab.masks import PAD, SparseMask, TokenGrid, distinct_columns, mask_for
+from hae_lab import HAELabError, config, rules
+from hae_lab.masks import PAD, SparseMask, TokenGrid
+from hae_lab.rules import distinct_columns, mask_for
 
 SIZES = (1, 4, 20, 50, 69, 100, 276)  # 20, 50 and 100 are divisible by 10; below 50 no random column is drawn
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
@@ -75,7 +76,7 @@ def test_parent_of_a_pixel_is_its_patch_in_raster_order(patch_size):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("n", SIZES)
 def test_band_is_that_of_the_documents_loop(n, sparsity):
-    mask = masks.document(row(n), sparsity, seed=0)
+    mask = rules.document(row(n), sparsity, seed=0)
     band = replace(mask, extra=np.empty((1, n, 0), np.int32))
     assert (band.blocked() == document_band(n, sparsity)[0]).all()
 
@@ -83,14 +84,14 @@ def test_band_is_that_of_the_documents_loop(n, sparsity):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("n", SIZES)
 def test_random_columns_are_as_many_as_the_document_draws_distinct_and_in_range(n, sparsity):
-    columns = masks.document(row(n), sparsity, seed=0).extra
+    columns = rules.document(row(n), sparsity, seed=0).extra
     assert columns.shape == (1, n, document_band(n, sparsity)[1])
     assert all(len(set(drawn)) == len(drawn) and set(drawn) <= set(range(n)) for drawn in columns[0].tolist())
 
 
 @pytest.mark.parametrize("n", SIZES)
 def test_mask_is_the_band_opened_at_the_random_columns(n):
-    mask = masks.document(row(n), 0.9, seed=3)
+    mask = rules.document(row(n), 0.9, seed=3)
     expected, _ = document_band(n, 0.9)
     for i in range(n):
         expected[i, mask.extra[0, i]] = False
@@ -99,23 +100,23 @@ def test_mask_is_the_band_opened_at_the_random_columns(n):
 
 def test_ten_percent_of_a_multiple_of_ten_is_one_less():
     # int(100 * (1 - 0.9)) is 9: half width 4, 2 random columns; 10 would give a band of 11
-    mask = masks.document(row(100), 0.9, seed=0)
+    mask = rules.document(row(100), 0.9, seed=0)
     assert (mask.stop - mask.start)[0, 50] == 9
     assert mask.extra.shape[2] == 2
 
 
 def test_document_rule_runs_over_the_tokens_of_all_scales():
-    assert masks.document(TokenGrid(8, 8), 0.9, seed=0).blocked().shape == (69, 69)
+    assert rules.document(TokenGrid(8, 8), 0.9, seed=0).blocked().shape == (69, 69)
 
 
 def test_dense_rule_blocks_nothing():
-    mask = masks.dense(TokenGrid(8, 8), 0.9, seed=0)
+    mask = rules.dense(TokenGrid(8, 8), 0.9, seed=0)
     assert not mask.blocked().any()
     assert mask.is_dense
 
 
 def test_document_rule_is_not_dense():
-    assert not masks.document(TokenGrid(8, 8), 0.9, seed=0).is_dense
+    assert not rules.document(TokenGrid(8, 8), 0.9, seed=0).is_dense
 
 
 def test_distinct_columns_are_uniform_over_all_subsets():
@@ -150,7 +151,7 @@ def test_density_equals_the_closed_form(grid, seed):
     keep = int(n * (1 - 0.9))
     h, r = keep // 2, max(1, keep // 4)
     p_b = (n * (2 * h + 1) - h * (h + 1)) / n**2
-    density = 1 - masks.document(grid, 0.9, seed).blocked().mean()
+    density = 1 - rules.document(grid, 0.9, seed).blocked().mean()
     # in each row the random columns outside the band are hypergeometric
     outside = (document_band(n, 0.9)[0]).sum(1) / n
     variance = (r * outside * (1 - outside) * (n - r) / (n - 1)).sum()
@@ -161,7 +162,7 @@ def test_index_form_makes_no_matrix():
     grid = TokenGrid(64, 64)
     tracemalloc.start()
     try:
-        mask = masks.document(grid, 0.9, seed=0)
+        mask = rules.document(grid, 0.9, seed=0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -172,31 +173,31 @@ def test_index_form_makes_no_matrix():
 # randomness
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("rule", rules.RULES)
 def test_same_seed_gives_the_same_mask_in_another_process(rule):
     code = f"from hae_lab.masks import *; print(sha1(RULES[{rule!r}](TokenGrid(16, 16), 0.9, 4).blocked()).hexdigest())"
     python = [sys.executable, "-c", f"from hashlib import sha1; {code}"]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     digest = subprocess.run(python, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    assert digest == sha1(masks.RULES[rule](TokenGrid(16, 16), 0.9, 4).blocked()).hexdigest()
+    assert digest == sha1(rules.RULES[rule](TokenGrid(16, 16), 0.9, 4).blocked()).hexdigest()
 
 
 def test_another_seed_gives_another_mask():
-    first, second = (masks.document(TokenGrid(16, 16), 0.9, seed).blocked() for seed in (0, 1))
+    first, second = (rules.document(TokenGrid(16, 16), 0.9, seed).blocked() for seed in (0, 1))
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("rule", rules.RULES)
 def test_rules_leave_the_global_random_states_alone(rule, random_states):
     before = random_states()
-    masks.RULES[rule](TokenGrid(16, 16), 0.9, 0)
+    rules.RULES[rule](TokenGrid(16, 16), 0.9, 0)
     assert random_states() == before
 
 
 def test_rules_do_not_depend_on_the_global_random_state():
-    first = masks.document(TokenGrid(16, 16), 0.9, 0).extra
+    first = rules.document(TokenGrid(16, 16), 0.9, 0).extra
     np.random.seed(99)  # noqa: NPY002
-    assert (masks.document(TokenGrid(16, 16), 0.9, 0).extra == first).all()
+    assert (rules.document(TokenGrid(16, 16), 0.9, 0).extra == first).all()
 
 
 # the index form and the matrix
@@ -271,7 +272,7 @@ def test_keys_per_query_count_each_key_once(mixed):
 
 
 def test_keys_per_query_of_many_queries():
-    mask = masks.document(row(1200), 0.9, 0)
+    mask = rules.document(row(1200), 0.9, 0)
     assert mask.keys_per_query().tolist() == (~mask.blocked()).sum(1).tolist()
 
 
@@ -287,7 +288,7 @@ def test_user_rule_is_accepted_by_config_and_found_by_name(monkeypatch):
         calls.append((sparsity, seed))
         return SparseMask.from_blocked(~np.eye(grid.n, dtype=bool), grid)
 
-    monkeypatch.setitem(masks.RULES, "diagonal", diagonal)
+    monkeypatch.setitem(rules.RULES, "diagonal", diagonal)
     assert config("hae", "tiny", mask_rule="diagonal").mask_rule == "diagonal"
     mask = mask_for("diagonal", TokenGrid(4, 4), 0.5, 7)
     assert (mask.keys_per_query() == 1).all()
@@ -298,7 +299,7 @@ def test_unknown_rule_is_refused_with_the_nearest_and_all_known():
     with pytest.raises(HAELabError) as caught:
         mask_for("documnt", TokenGrid(4, 4))
     assert "unknown mask rule 'documnt': did you mean 'document'?" in str(caught.value)
-    assert all(rule in str(caught.value) for rule in masks.RULES)
+    assert all(rule in str(caught.value) for rule in rules.RULES)
 
 
 def test_layers_with_the_same_grid_share_one_mask():
@@ -320,10 +321,10 @@ def test_cache_tells_masks_apart(other):
 
 def test_cache_gives_the_mask_of_the_rule():
     grid = TokenGrid(16, 16)
-    assert (mask_for("document", grid, 0.8, 5).blocked() == masks.document(grid, 0.8, 5).blocked()).all()
+    assert (mask_for("document", grid, 0.8, 5).blocked() == rules.document(grid, 0.8, 5).blocked()).all()
 
 
 def test_rule_replaced_under_its_name_is_not_served_from_the_cache(monkeypatch):
     mask_for("document", TokenGrid(4, 4))
-    monkeypatch.setitem(masks.RULES, "document", masks.dense)
+    monkeypatch.setitem(rules.RULES, "document", rules.dense)
     assert mask_for("document", TokenGrid(4, 4)).is_dense

@@ -12,11 +12,13 @@ from parity_data import sample_inputs, with_parity_weights
 from torch import nn
 
 import hae_lab
-from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config, masks
-from hae_lab.masks import SparseMask, TokenGrid, mask_for
+from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config, rules
+from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.models.hybrid import MSTB, BottleneckMLP, HybridBlock
+from hae_lab.models.hybrid import MSTB, HybridBlock
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm, timestep_embedding
+from hae_lab.models.slots import BottleneckMLP
+from hae_lab.rules import mask_for
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 hybrid_variants = pytest.mark.parametrize("variant", ["hae", "lite", "v2"])
@@ -138,7 +140,7 @@ GRID = TokenGrid(8, 8)
 @pytest.mark.parametrize(
     "mask",
     [
-        *(pytest.param(rule(GRID, 0.9, 1), id=name) for name, rule in masks.RULES.items()),
+        *(pytest.param(rule(GRID, 0.9, 1), id=name) for name, rule in rules.RULES.items()),
         pytest.param(grouped(GRID, 1), id="matrix"),
         pytest.param(grouped(GRID, 2), id="two-head-groups"),
         pytest.param(grouped(GRID, 4), id="four-head-groups"),
@@ -328,7 +330,7 @@ def only_pixels(grid, sparsity, seed):
 )
 @every_variant
 def test_gradients_reach_every_parameter_but_the_dead(variant, changes, dead_count, monkeypatch):
-    monkeypatch.setitem(masks.RULES, "only_pixels", only_pixels)
+    monkeypatch.setitem(rules.RULES, "only_pixels", only_pixels)
     # 64 channels: up to 32 the norms hold one channel a group and undo every bias before them
     model = with_parity_weights(build(variant, "tiny", model_channels=64, **changes).double())
     reached = gradients(model)

@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hae_lab import HAELabError, notebooks
+from hae_lab import HAELabError
+from hae_lab.book import notebooks
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = notebooks.find(FOLDER)

@@ -5,8 +5,8 @@ import pytest
 from parity_data import COUNTS
 
 from hae_lab import config
-from hae_lab.profilers import parameter_table as table
-from hae_lab.profilers.parameters import parameter_formulas
+from hae_lab.audit import parameter_tables as table
+from hae_lab.profilers.params import parameter_formulas
 
 
 def test_published_counts_are_reproduced_to_the_last_parameter_but_v2s():

@@ -8,7 +8,7 @@ from parity_data import COUNTS
 from torch import nn
 
 from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config
-from hae_lab.profilers.parameters import hybrid_formulas, parameter_formulas, parameter_parts, parameters
+from hae_lab.profilers.params import hybrid_formulas, parameter_formulas, parameter_parts, parameters
 
 SPLITS = {
     "total": "model", "encoder": "encoder", "middle": "middle", "decoder": "decoder",

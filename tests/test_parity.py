@@ -4,7 +4,7 @@ import pytest
 import torch
 from parity_data import ARRAYS, COUNTS, PARITY, parity_mask, parity_weights
 
-from hae_lab import VARIANTS, HAEConfig, build, masks
+from hae_lab import VARIANTS, HAEConfig, build, rules
 from hae_lab.models import MSTB, HAEUNet, HybridBlock
 
 TOLERANCE = 2e-5  # rounding alone gives about 5e-6
@@ -23,7 +23,7 @@ def parity_config(name: str, variant: str, **changes) -> HAEConfig:
 
 @pytest.mark.parametrize(("name", "variant", "activation", "output"), PUBLISHED)
 def test_output_equals_the_published_one(name, variant, activation, output, monkeypatch):
-    monkeypatch.setitem(masks.RULES, "published", lambda grid, sparsity, seed: parity_mask(name, grid))
+    monkeypatch.setitem(rules.RULES, "published", lambda grid, sparsity, seed: parity_mask(name, grid))
     model = build(parity_config(name, variant, activation=activation, mask_rule="published"))
     model.load_state_dict(parity_weights(PARITY[name]["variants"][variant]["state_dict"]), strict=True)
     model.eval()

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from hae_lab import HAELabError, plots, reproduce
+from hae_lab import HAELabError, plots
+from hae_lab.audit import reproduce
 
 ROOT = Path(__file__).parent.parent
 

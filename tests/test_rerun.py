@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hae_lab import HAELabError, rerun
+from hae_lab import HAELabError
+from hae_lab.audit import clone, rerun
 
 TRIALS = Path(__file__).parent
 STUDY = """
@@ -22,8 +23,7 @@ def declare(monkeypatch, tmp_path):
     """Declare small studies in place of the committed ones."""
     monkeypatch.syspath_prepend(str(TRIALS))
     monkeypatch.setenv("PYTHONPATH", str(TRIALS))
-    monkeypatch.setattr(rerun, "DECLARED", tmp_path / "studies")
-    monkeypatch.setattr(rerun, "COMMITTED", tmp_path / "data")
+    monkeypatch.setattr(clone, "root", lambda: tmp_path)
     monkeypatch.setattr(rerun, "lessons_minutes", lambda _: 3.0)
     monkeypatch.setattr(rerun, "train_lessons", lambda *_: pd.DataFrame([{"variant": "v2", "step": 1, "loss": 0.5}]))
     (tmp_path / "studies").mkdir()
@@ -77,6 +77,5 @@ def test_another_folder_is_refused(declare, tmp_path):
 
 
 def test_without_studies_it_says_where_they_should_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(rerun, "DECLARED", tmp_path)
     with pytest.raises(HAELabError, match="no study at"):
         rerun.studies()

@@ -6,8 +6,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hae_lab import HAELabError, masks
-from hae_lab.masks import DENSITIES, PAD, RULES, SparseMask, TokenGrid, expected_density, mask_for
+from hae_lab import HAELabError, rules
+from hae_lab.masks import PAD, SparseMask, TokenGrid
+from hae_lab.rules import DENSITIES, RULES, expected_density, mask_for
 
 GRIDS = [TokenGrid(*sides) for sides in ((4, 4), (8, 8), (12, 20), (16, 16), (24, 40), (7, 9))]
 RANDOM_RULES = ("document", "document_shared", "always_regional")
@@ -76,7 +77,7 @@ def test_spatial_reduction_without_a_scale_is_dense():
 @pytest.mark.parametrize("grid", GRIDS, ids=label)
 def test_window2d_is_the_nearest_window_that_fits_and_all_regional_tokens(grid):
     (allowed,) = allowed_matrices(mask_for("window2d", grid))
-    height, width = masks.window_sides(grid, 0.9)
+    height, width = rules.window_sides(grid, 0.9)
     for query in range(grid.n):
         p, row, column = place(grid, query)
         row, column = row * p + p // 2, column * p + p // 2  # the centre of a patch, the pixel itself
@@ -91,7 +92,7 @@ def test_window2d_is_the_nearest_window_that_fits_and_all_regional_tokens(grid):
 
 @pytest.mark.parametrize("grid", [*GRIDS, TokenGrid(64, 64), TokenGrid(3, 40), TokenGrid(1, 200)], ids=label)
 def test_window_is_odd_and_near_square_with_the_density_nearest_to_the_document(grid):
-    height, width = masks.window_sides(grid, 0.9)
+    height, width = rules.window_sides(grid, 0.9)
     assert height % 2 == width % 2 == 1
     assert (height <= grid.height) & (width <= grid.width)
     document = grid.n * expected_density("document", grid, queries="all")
@@ -102,7 +103,7 @@ def test_window_is_odd_and_near_square_with_the_density_nearest_to_the_document(
 
 
 def test_window_is_wide_where_the_map_is_narrow():
-    assert masks.window_sides(TokenGrid(1, 200, (1,)), 0.9) == (1, 23)
+    assert rules.window_sides(TokenGrid(1, 200, (1,)), 0.9) == (1, 23)
 
 
 @pytest.mark.parametrize("rule", RULES)

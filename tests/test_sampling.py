@@ -9,14 +9,7 @@ from parity_data import with_parity_weights
 from torch import nn
 
 from hae_lab import HAELabError, build, config
-from hae_lab.diffusion.sampling import (
-    SAMPLERS,
-    denoise,
-    sample,
-    sampling_scheduler,
-    starting_noise,
-    starting_timestep,
-)
+from hae_lab.diffusion.sampling import SAMPLERS, denoise, sample, sampling_scheduler, starting_noise, starting_timestep
 from hae_lab.diffusion.training import CHOICES, SAMPLING, Recipe, noise_scheduler, stream_seed
 
 SIZE = 8

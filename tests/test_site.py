@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from browser import PROJECT, chromium_page, keep_picture
 
-from hae_lab import HAELabError, notebooks, site
+from hae_lab import HAELabError
+from hae_lab.book import notebooks, site
 
 NEEDS_SPHINX = pytest.mark.slow
 LINKED = re.compile(r'(?:href|src)="([^"#?]+)')

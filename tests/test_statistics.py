@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from study_rows import SLOTS, curve_rows, slot_rows, study_rows
 
-from hae_lab import HAELabError, statistics
+from hae_lab import HAELabError
+from hae_lab.study import statistics
 
 
 def rows_of(**cells) -> pd.DataFrame:

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from hae_lab import VARIANTS, HAELabError, build, config
 from hae_lab.diffusion.training import Recipe
-from hae_lab.masks import RULES
-from hae_lab.profilers.compute import compute, total
-from hae_lab.study import Study, summary, write
+from hae_lab.profilers.formulas import static_counts
+from hae_lab.profilers.macs import compute, total
+from hae_lab.rules import RULES
+from hae_lab.study import Study, summary
 from hae_lab.study import store as store_module
 from hae_lab.study.cost import TIMED_STEPS, estimated_seconds
-from hae_lab.study.static import static_counts
 from hae_lab.study.store import Run, Store, canonical_json, code_version
+from hae_lab.tables import write
 
 MACS = {"macs": "macs_run", "macs_dense": "macs_dense", "macs_kept": "macs_kept"}
 OUTCOME = {

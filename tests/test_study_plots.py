@@ -9,9 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from study_rows import curve_rows, slot_rows, study_rows
 
-from hae_lab import HAELabError, plots, statistics
+from hae_lab import HAELabError, plots
 from hae_lab.plots.ablations import ladder
 from hae_lab.plots.compute import RULE_COLOURS
+from hae_lab.study import statistics
 
 RULES = tuple(RULE_COLOURS)
 FIVE = ("unet", "hae", "lite", "v2", "v2_wide")

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hae_lab import reproduce, study_tables
+from hae_lab.audit import quality_tables, reproduce
+from hae_lab.audit.reproduce import read_table
+from hae_lab.audit.rerun import CURVES, studies
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.quality import sliced_wasserstein
-from hae_lab.reproduce import read_table
-from hae_lab.rerun import CURVES, studies
 
 STUDIES = {study.name: study for study in studies()}
 
@@ -59,7 +59,7 @@ def test_seeds_and_steps_are_those_the_question_needs():
 
 def test_widened_v2_is_about_as_large_as_hae():
     params = read_table("study_equal_parameters").groupby("cell")["params"].first()
-    assert params[study_tables.WIDE_V2] / params["hae"] == pytest.approx(1, abs=0.06)
+    assert params[quality_tables.WIDE_V2] / params["hae"] == pytest.approx(1, abs=0.06)
 
 
 def test_differences_by_hand():
@@ -94,14 +94,14 @@ def test_slot_effects_by_hand():
 
 def test_time_of_a_step_is_that_of_our_loop():
     latency = read_table("latency_cpu")
-    speed = study_tables.ms_per_step(latency)
+    speed = quality_tables.ms_per_step(latency)
     assert set(speed.index) == {"unet", "hae", "lite", "v2"}
     training = latency[latency["benchmark"] == "training"].set_index("case")["ms_median"]
     assert speed["v2"] == training["v2, hae_lab"]
 
 
 def test_our_loop_is_within_ten_percent_of_a_bare_one():
-    ours = study_tables.training_steps(read_table("latency_cpu"))
+    ours = quality_tables.training_steps(read_table("latency_cpu"))
     assert len(ours) >= 4
     assert (ours["speed_up"] >= 0.9).all()  # steps per second of the bare loop
 

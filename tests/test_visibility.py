@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from hae_lab import HAELabError, masks
-from hae_lab.masks import SparseMask, TokenGrid, mask_for
-from hae_lab.profilers.visibility import carried_pixels, visibility
+from hae_lab import HAELabError, rules
+from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.profilers.reach import carried_pixels, visibility
+from hae_lab.rules import mask_for
 
 GRIDS = [TokenGrid(4, 4), TokenGrid(8, 8), TokenGrid(12, 20), TokenGrid(16, 16)]
-EVERY_RULE = pytest.mark.parametrize("rule", masks.RULES)
+EVERY_RULE = pytest.mark.parametrize("rule", rules.RULES)
 
 
 def matrix(grid: TokenGrid, rule: str) -> np.ndarray:
@@ -114,7 +115,7 @@ def test_dropped_scales_are_named():
 def test_a_rule_of_the_user_profiles_without_a_formula(monkeypatch):
     grid = TokenGrid(4, 4)
     own = SparseMask.from_blocked(~np.eye(grid.n, dtype=bool), grid)
-    monkeypatch.setitem(masks.RULES, "own", lambda grid, sparsity, seed: own)
+    monkeypatch.setitem(rules.RULES, "own", lambda grid, sparsity, seed: own)
     found = row(grid, "own")
     assert np.isnan(found["density_expected"])
     assert (found["keys_min"], found["keys_max"], found["unreachable_percent"]) == (1, 1, 100)

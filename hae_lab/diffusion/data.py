@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hae_lab.config import HAEConfig
+from hae_lab.checks import HAELabError, require, require_name, require_whole
 from hae_lab.diffusion.phantoms import draw_chunk
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.family import HAEConfig
 
 PHANTOM_VERSION = 1  # part of the data key: raise it with every change of the drawing
 SPLITS = ("train", "held-out")
@@ -107,9 +107,9 @@ def phantoms(
     with the same ones, another size shows the same heads, and a head without its lesion differs inside the mask only.
     Raises `HAELabError` for a value out of range.
     """
-    check_whole("count", count, 1, None)
-    check_whole("size", size, 8, 256)
-    check_whole("seed", seed, 0, None)
+    require_whole("count", count, 1, None)
+    require_whole("size", size, 8, 256)
+    require_whole("seed", seed, 0, None)
     for name, value in (("lesions", lesions), ("contrast", contrast), ("noise", noise), ("bias", bias)):
         require(isinstance(value, int | float) and 0 <= value <= 1, f"{name} is a number from 0 to 1, got {value!r}")
     require_name("split", split, SPLITS)
@@ -144,7 +144,7 @@ def digits(size: int = 16) -> ImageSet:
 
     Source: UCI, Optical Recognition of Handwritten Digits. Raises `HAELabError` if scikit-learn is missing.
     """
-    check_whole("size", size, 8, 256)
+    require_whole("size", size, 8, 256)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -213,7 +213,7 @@ def folder(
 def _check_form(size: int | None, channels: int) -> None:
     require(channels in (1, 3), f"channels is 1 (grey) or 3 (RGB), got {channels!r}")
     if size is not None:
-        check_whole("size", size, 1, None)
+        require_whole("size", size, 1, None)
 
 
 def _check_same_size(images: dict[str, Tensor]) -> None:
@@ -246,7 +246,7 @@ def split_dataset(dataset: Any, held_out: float = 0.2, seed: int = 0) -> tuple[A
 
     Phantoms need none: `phantoms(..., split="held-out")` draws new heads. Raises `HAELabError` if a part is empty.
     """
-    check_whole("seed", seed, 0, None)
+    require_whole("seed", seed, 0, None)
     count = round(held_out * len(dataset))
     require(0 < count < len(dataset), f"held_out={held_out!r} of {len(dataset)} images leaves a part empty")
     order = np.random.default_rng(seed).permutation(len(dataset))
@@ -350,9 +350,3 @@ def _check_array(name: str, array: Tensor | None, dtype: torch.dtype, shape: tup
     if array is not None:
         got = (array.dtype, tuple(array.shape))
         require(got == (dtype, shape), f"{name}: {dtype} of shape {shape}, got {got[0]} of shape {got[1]}")
-
-
-def check_whole(name: str, value: Any, low: int, high: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    limit = f"from {low}" + (f" to {high}" if high else "")
-    require(whole and (high is None or value <= high), f"{name} is a whole number {limit}, got {value!r}")

@@ -1,65 +1,25 @@
 """One run: which model, on which images, trained how, measured how. All of it is data that survives JSON."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset
 
-from hae_lab.config import HAEConfig
-from hae_lab.diffusion.data import ImageSet, check_whole, digits, phantoms, split_dataset
+from hae_lab.checks import require, require_whole
+from hae_lab.diffusion.data import ImageSet, phantoms
+from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
 from hae_lab.diffusion.sampling import STEPS, sample, sampling_scheduler
 from hae_lab.diffusion.training import Recipe, Trained, train
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.family import HAEConfig
+from hae_lab.parts import SLOT_PARTS
+from hae_lab.rules import RULES
 
-HELD_OUT = 256  # images
 LESIONS = 128  # images with a lesion
 LESION_CONTRAST = 0.5
-
-
-def _phantom_pair(size: int) -> tuple[Dataset, Dataset]:
-    return phantoms(4000, size), phantoms(HELD_OUT, size, split="held-out")
-
-
-def _lesion_pair(size: int) -> tuple[Dataset, Dataset]:
-    """Half of the heads have a lesion: label 1."""
-    return phantoms(4000, size, lesions=0.5), phantoms(HELD_OUT, size, lesions=0.5, split="held-out")
-
-
-def _digit_pair(size: int) -> tuple[Dataset, Dataset]:
-    """The held-out fifth of the digits; 359 images."""
-    return split_dataset(digits(size))
-
-
-# name -> function of the image size that returns (train, held-out)
-DATA: dict[str, Callable[[int], tuple[Dataset, Dataset]]] = {
-    "phantoms": _phantom_pair,
-    "lesions": _lesion_pair,
-    "digits": _digit_pair,
-}
-
-
-@lru_cache(maxsize=4)  # a worker trains many models on the same images
-def load_data(name: str, size: int) -> tuple[Dataset, Dataset]:
-    """(train, held-out) by name: one of `DATA`, or "module:function", called with the image size.
-
-    Raises `HAELabError` for an unknown name or a function that cannot be imported.
-    """
-    if ":" not in name:
-        require_name("data set", name, DATA)
-        return DATA[name](size)
-    module, _, function = name.partition(":")
-    try:
-        load = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise HAELabError(f"data={name!r} names no function that can be imported here: {error}") from None
-    return load(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +40,10 @@ class Experiment:
     evaluate_every: int = 50
 
     def __post_init__(self) -> None:
-        check_whole("seed", self.seed, 0, None)
-        check_whole("samples", self.samples, 0, HELD_OUT)
+        require_whole("seed", self.seed, 0, None)
+        require_whole("samples", self.samples, 0, HELD_OUT)
         require(self.samples != 1, "samples is 0 or at least 2: one image has no distance to others")
-        check_whole("evaluate_every", self.evaluate_every, 1, None)
+        require_whole("evaluate_every", self.evaluate_every, 1, None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -93,6 +53,14 @@ class Experiment:
         values = json.loads(text)
         config, recipe = HAEConfig.from_json(json.dumps(values.pop("config"))), Recipe(**values.pop("recipe"))
         return cls(config=config, recipe=recipe, **values)
+
+
+def parts_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """The parts that a run is made of, kind -> name -> part: mask rule, slots, data set."""
+    model_config = experiment.config
+    chosen = [(RULES, model_config.mask_rule), (DATA, experiment.data)]
+    chosen += [(registry, getattr(model_config, slot)) for slot, registry in SLOT_PARTS.items()]
+    return {registry.kind: {name: registry.find(name)} for registry, name in chosen}
 
 
 def run(

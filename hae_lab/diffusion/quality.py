@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hae_lab.diffusion.data import check_whole
+from hae_lab.checks import require, require_whole
 from hae_lab.diffusion.sampling import STEPS, denoise, eval_mode, starting_noise, starting_timestep
 from hae_lab.diffusion.training import MEASURING, Recipe, known_labels, noise_scheduler, stream_seed
-from hae_lab.errors import require
 from hae_lab.models import HAEUNet
 
 QUARTILES = 4
@@ -145,7 +144,7 @@ def anomaly_maps(
     `options` are those of `denoise`: a conditional model takes the `labels` of healthy images.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
-    check_whole("draws", draws, 1, None)
+    require_whole("draws", draws, 1, None)
     require(window % 2 == 1, f"window is an odd number of pixels, got {window!r}")
     difference = torch.zeros_like(images)
     for draw in range(draws):

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hae_lab.diffusion.data import check_whole
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.diffusion.training import SAMPLING, Recipe, noise_scheduler, stream_seed
-from hae_lab.errors import require, require_name
 from hae_lab.models import HAEUNet
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def sample(
 
     One seed is one starting noise for all variants. `labels` are (count,).
     """
-    check_whole("count", count, 1, None)
+    require_whole("count", count, 1, None)
     config = model.config
     noise = starting_noise(count, (config.in_channels, config.image_size, config.image_size), seed)
     labels = options.pop("labels", None)
@@ -107,7 +106,7 @@ def sampling_scheduler(recipe: Recipe, sampler: str, steps: int) -> "DDIMSchedul
     from diffusers import DDIMScheduler, DDPMScheduler
 
     require_name("sampler", sampler, SAMPLERS)
-    check_whole("steps", steps, 1, recipe.timesteps)
+    require_whole("steps", steps, 1, recipe.timesteps)
     even = recipe.timesteps % steps == 0
     require(even, f"steps={steps} does not divide the chain of {recipe.timesteps}, and diffusers' DDIM would drift")
     kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from hae_lab.config import HAEConfig
-from hae_lab.diffusion.data import check_dataset, check_whole, data_key
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.checks import HAELabError, require, require_name, require_whole
+from hae_lab.diffusion.data import check_dataset, data_key
+from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
 from hae_lab.models import HAEUNet, build, save_checkpoint
 
@@ -64,8 +64,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "timesteps"):
-            check_whole(name, getattr(self, name), 1, None)
-        check_whole("warmup_steps", self.warmup_steps, 0, None)
+            require_whole(name, getattr(self, name), 1, None)
+        require_whole("warmup_steps", self.warmup_steps, 0, None)
         for name, choices in CHOICES.items():
             require_name(name, getattr(self, name), choices)
         for name in ("learning_rate", "max_grad_norm"):
@@ -192,9 +192,9 @@ def train(
     Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
     """
     recipe = recipe or Recipe()
-    check_whole("seed", seed, 0, None)
-    check_whole("save_every", save_every, 1, None)
-    check_whole("evaluate_every", evaluate_every, 1, None)
+    require_whole("seed", seed, 0, None)
+    require_whole("save_every", save_every, 1, None)
+    require_whole("evaluate_every", evaluate_every, 1, None)
     check_dataset(dataset, config)
     accelerator = _accelerator(recipe, device)
     identity = _identity(config, recipe, seed, dataset)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hae_lab import masks
-from hae_lab.errors import require, require_name
+from hae_lab import rules
+from hae_lab.checks import require, require_name
 from hae_lab.masks import SparseMask, TokenGrid
-from hae_lab.profilers.visibility import NEIGHBOURHOOD, carried_pixels
+from hae_lab.profilers.reach import NEIGHBOURHOOD, carried_pixels
 
 LARGEST_SIDE = 128  # 17,664 tokens: a mask of 30 MB
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -74,7 +74,7 @@ class Choice:
     patch_sizes: tuple[int, ...] = (1, 4, 8)
 
     def __post_init__(self) -> None:
-        require_name("mask rule", self.rule, masks.RULES)
+        require_name("mask rule", self.rule, rules.RULES)
         for side in self.sides:
             fits = _is_whole(side) and 1 <= side <= LARGEST_SIDE
             require(fits, f"a side of the map is a whole number from 1 to {LARGEST_SIDE}, got {self.side!r}")
@@ -93,7 +93,7 @@ class Choice:
         return self.side if isinstance(self.side, tuple) and len(self.side) == 2 else (self.side, self.side)
 
     def mask(self) -> SparseMask:
-        return masks.mask_for(self.rule, TokenGrid(*self.sides, self.patch_sizes), float(self.sparsity), self.seed)
+        return rules.mask_for(self.rule, TokenGrid(*self.sides, self.patch_sizes), float(self.sparsity), self.seed)
 
 
 CHOICES = tuple(field.name for field in fields(Choice))
@@ -253,7 +253,7 @@ def neighbourhood(pixels: np.ndarray, place: Place, side: int = NEIGHBOURHOOD) -
 
 def meaning(rule: str) -> str:
     """The first line of what a rule says of itself."""
-    return (inspect.getdoc(masks.RULES[rule]) or "").split("\n")[0].replace("`", "")
+    return (inspect.getdoc(rules.RULES[rule]) or "").split("\n")[0].replace("`", "")
 
 
 def _changed(choice: Choice, changes: dict[str, Any]) -> Choice:

@@ -10,11 +10,11 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from hae_lab import masks
-from hae_lab.errors import HAELabError, require
+from hae_lab import rules
+from hae_lab.checks import HAELabError, require
 from hae_lab.explorer.model import MaskExplorerModel, maps
 from hae_lab.plots import masks as pictures
-from hae_lab.profilers.visibility import NEIGHBOURHOOD
+from hae_lab.profilers.reach import NEIGHBOURHOOD
 
 SIDES = (4, 8, 16, 32, 64)  # maps that the levels of a U-Net have
 LAST_SEED = 20
@@ -114,7 +114,7 @@ def make_controls(model: MaskExplorerModel) -> dict[str, ipywidgets.Widget]:
     sides = sorted({*SIDES, own.side}, key=lambda side: side if isinstance(side, tuple) else (side, side))
     options = {"style": {"description_width": "5.5em"}, "layout": {"width": "20em", "margin": "2px 8px 2px 0"}}
     return {
-        "rule": ipywidgets.Dropdown(options=list(masks.RULES), value=own.rule, description="rule", **options),
+        "rule": ipywidgets.Dropdown(options=list(rules.RULES), value=own.rule, description="rule", **options),
         "group": ipywidgets.Dropdown(options=[("all", ALL_GROUPS)], description="heads", **options),
         "side": ipywidgets.SelectionSlider(
             options=[(side_name(side), side) for side in sides], value=own.side, description="map", **options

@@ -3,7 +3,6 @@
 from hae_lab.models.checkpoints import build, load_checkpoint, save_checkpoint, transfer_weights
 from hae_lab.models.hybrid import (
     MSTB,
-    BottleneckMLP,
     HybridBlock,
     HybridCNNTransformerBlock,
     HybridCNNTransformerBlockLite,
@@ -12,6 +11,7 @@ from hae_lab.models.hybrid import (
     MultiScaleSparseTransformerBlockLite,
     MultiScaleSparseTransformerBlockV2,
 )
+from hae_lab.models.slots import BottleneckMLP
 from hae_lab.models.unet import HAEUNet, HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2
 
 __all__ = [

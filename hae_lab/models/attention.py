@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hae_lab.errors import require, require_name
+from hae_lab.checks import require, require_name
 from hae_lab.masks import SparseMask
 from hae_lab.models.columns import column_pairs, columns
 from hae_lab.models.kernels import (

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hae_lab.config import HAEConfig, config
-from hae_lab.errors import HAELabError, require
+from hae_lab.checks import HAELabError, require
+from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
 from hae_lab.models.unet import HAEUNet
+from hae_lab.presets import config
 
 SUFFIXES = (".safetensors", ".pt")
 

@@ -7,41 +7,21 @@ The document's class names stand at the end; each fixes the slots and nothing el
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hae_lab import masks
-from hae_lab.config import CHOICES, VARIANTS
-from hae_lab.errors import require_name
+from hae_lab import rules
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import TimestepBlock, group_norm, run_block
-
-
-def token_mlp(channels: int, hidden: int, dropout: float) -> nn.Sequential:
-    """Linear, GELU, dropout, Linear, dropout over the last dimension: (..., C) -> (..., C)."""
-    return nn.Sequential(
-        nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, channels), nn.Dropout(dropout)
-    )
-
-
-class BottleneckMLP(nn.Module):
-    """V2's token MLP, narrower inside than outside: (..., C) -> (..., C). Document, section 3.1."""
-
-    def __init__(self, channels: int, bottleneck_ratio: float = 0.25, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.mlp = token_mlp(channels, max(1, int(channels * bottleneck_ratio)), dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
+from hae_lab.models.slots import fill_slot, slot_part
+from hae_lab.presets import VARIANTS
 
 
 class MSTB(nn.Module):
     """Multi-scale sparse Transformer block: (B, C, H, W) -> (B, C, H, W). Document, sections 1.1, 2.1 and 3.2.
 
-    Slot `regions` makes one C-wide token of each p x p patch: "linear" projects the flattened patch, "pooled" averages
-    the pixels, which all pass one shared 1x1 convolution first. Slot `mlp_ratio` is the hidden width of the token MLP
-    over C; below 1 it is a `BottleneckMLP`. A patch size that does not divide the map is left out.
+    Slot `regions` makes the tokens of the pixels and one C-wide token of each p x p patch; slot `mlp` is the token MLP,
+    `mlp_ratio` its hidden width over C. See `models.slots`. A patch size that does not divide the map is left out.
     """
 
     def __init__(
@@ -52,28 +32,22 @@ class MSTB(nn.Module):
         patch_sizes: Sequence[int] = (1, 4, 8),
         *,
         regions: str = "linear",
+        mlp: str = "gelu",
         mlp_ratio: float = 4,
         mask_rule: str = "document",
         sparsity: float = 0.9,
         mask_seed: int = 0,
     ) -> None:
         super().__init__()
-        require_name("regions", regions, CHOICES["regions"])
         self.patch_sizes = tuple(patch_sizes)
         self.regions, self.mask_rule, self.sparsity, self.mask_seed = regions, mask_rule, sparsity, mask_seed
         regional = [p for p in self.patch_sizes if p > 1]
         self.local_norm = nn.LayerNorm(channels)
         self.regional_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in regional)
-        if regions == "linear":
-            self.patch_projections = nn.ModuleList(nn.Linear(channels * p * p, channels) for p in regional)
-        else:
-            self.shared_patch_embed = nn.Conv2d(channels, channels, 1)
+        fill_slot(self, "region_tokens", slot_part("regions", regions)(channels, regional))
         self.multihead_attn = SparseMultiheadAttention(channels, num_heads, dropout)
         self.norm_out = nn.LayerNorm(channels)
-        if mlp_ratio < 1:
-            self.mlp = BottleneckMLP(channels, mlp_ratio, dropout)
-        else:
-            self.mlp = token_mlp(channels, int(channels * mlp_ratio), dropout)
+        self.mlp = slot_part("mlp", mlp)(channels, mlp_ratio, dropout)
 
     def grid(self, height: int, width: int) -> TokenGrid:
         """Which token is which on a map of this size."""
@@ -81,21 +55,16 @@ class MSTB(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """The normalised tokens of all scales, local first: (B, C, H, W) -> (B, n, C)."""
-        h = x if self.regions == "linear" else self.shared_patch_embed(x)
-        tokens = [self.local_norm(h.flatten(2).mT)]  # (B, HW, C)
-        for index, p in enumerate(p for p in self.patch_sizes if p > 1):
-            if p in self.grid(*x.shape[2:]).scales:
-                tokens.append(self.regional_norms[index](self._patch_tokens(h, index, p)))
-        return torch.cat(tokens, dim=1)
-
-    def _patch_tokens(self, h: Tensor, index: int, p: int) -> Tensor:
-        if self.regions == "linear":
-            patches = F.unfold(h, p, stride=p).mT  # (B, HW/p², C p²), channel-major
-            return self.patch_projections[index](patches)  # (B, HW/p², C)
-        return F.avg_pool2d(h, p).flatten(2).mT  # (B, HW/p², C)
+        scales = self.grid(*x.shape[2:]).scales
+        pixels, *patches = self.region_tokens(x, scales)  # (B, HW, C), (B, HW/p², C)
+        regional = [p for p in self.patch_sizes if p > 1]
+        norms = [self.regional_norms[regional.index(p)] for p in scales]
+        return torch.cat(
+            [self.local_norm(pixels), *(norm(each) for norm, each in zip(norms, patches, strict=True))], dim=1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = masks.mask_for(self.mask_rule, self.grid(*x.shape[2:]), self.sparsity, self.mask_seed)
+        mask = rules.mask_for(self.mask_rule, self.grid(*x.shape[2:]), self.sparsity, self.mask_seed)
         # no residual around the attention itself, as published
         attended = self.multihead_attn(self.tokens(x), mask)  # (B, HW, C)
         out = attended + self.mlp(self.norm_out(attended))
@@ -104,7 +73,7 @@ class MSTB(nn.Module):
     def create_sparse_mask(self, seq_len: int, sparsity_ratio: float = 0.9) -> Tensor:
         """The document's mask over any `seq_len` tokens, True = blocked: (seq_len, seq_len) bool."""
         grid = TokenGrid(1, seq_len, (1,))
-        return torch.from_numpy(masks.mask_for("document", grid, sparsity_ratio, self.mask_seed).blocked())
+        return torch.from_numpy(rules.mask_for("document", grid, sparsity_ratio, self.mask_seed).blocked())
 
     def extra_repr(self) -> str:
         return f"regions={self.regions}, patch_sizes={self.patch_sizes}, mask={self.mask_rule}({self.sparsity})"
@@ -113,8 +82,8 @@ class MSTB(nn.Module):
 class HybridBlock(TimestepBlock):
     """CNN branch beside Transformer branch, joined and added to the input: (B, C, H, W), (B, E) -> (B, C, H, W).
 
-    Slot `fusion`: "concat" (2C -> C) or "mean" (C -> C), then a 1x1 convolution. Without `cnn_branch` the convolution
-    sees the Transformer branch alone. Further keywords go to the `MSTB`. Document, sections 1.2 and 2.2.
+    Slot `fusion` joins them, see `models.slots`; without `cnn_branch` it sees the Transformer branch alone. Further
+    keywords go to the `MSTB`. Document, sections 1.2 and 2.2.
     """
 
     def __init__(
@@ -129,7 +98,6 @@ class HybridBlock(TimestepBlock):
         **mstb_options,
     ) -> None:
         super().__init__()
-        require_name("fusion", fusion, CHOICES["fusion"])
         self.fusion, self.cnn_branch, self.use_checkpoint = fusion, cnn_branch, use_checkpoint
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
         if cnn_branch:
@@ -138,24 +106,16 @@ class HybridBlock(TimestepBlock):
                 group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
             )  # fmt: skip
         self.transformer_branch = MSTB(channels, dropout=dropout, **mstb_options)
-        joined = 2 * channels if cnn_branch and fusion == "concat" else channels
-        self.fusion_conv = nn.Conv2d(joined, channels, 1)
+        fill_slot(self, "join", slot_part("fusion", fusion)(channels, cnn_branch))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return run_block(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = x + self.emb_layers(emb)[:, :, None, None]
-        return x + self.fusion_conv(self._join(h))
-
-    def _join(self, h: Tensor) -> Tensor:
         transformed = self.transformer_branch(h)  # (B, C, H, W)
-        if not self.cnn_branch:
-            return transformed
-        convolved = self.conv_branch(h)  # (B, C, H, W)
-        if self.fusion == "concat":
-            return torch.cat([convolved, transformed], dim=1)  # (B, 2C, H, W)
-        return (convolved + transformed) / 2
+        convolved = self.conv_branch(h) if self.cnn_branch else None  # (B, C, H, W)
+        return x + self.join(transformed, convolved)
 
     def extra_repr(self) -> str:
         return f"fusion={self.fusion}, cnn_branch={self.cnn_branch}"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hae_lab.errors import require
+from hae_lab.checks import require
 from hae_lab.masks import SparseMask
 
 MASK_BYTES = 128 * 2**20  # of mask that `masked` hands to one call, which turns it into numbers

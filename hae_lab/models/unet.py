@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hae_lab.config import FIELDS, VARIANTS, HAEConfig
-from hae_lab.errors import require, require_name
+from hae_lab.checks import require, require_name
+from hae_lab.family import FIELDS, HAEConfig
 from hae_lab.models.hybrid import HybridBlock
 from hae_lab.models.layers import (
     ACTIVATIONS,
@@ -22,6 +22,7 @@ from hae_lab.models.layers import (
     timestep_embedding,
     zero_init,
 )
+from hae_lab.presets import VARIANTS
 
 
 class ConditionedSequential(nn.Sequential):
@@ -207,6 +208,7 @@ def _hybrid_block(config: HAEConfig, channels: int) -> HybridBlock:
         num_heads=config.mstb_heads,
         patch_sizes=config.patch_sizes,
         regions=config.regions,
+        mlp=config.mlp,
         mlp_ratio=config.mlp_ratio,
         mask_rule=config.mask_rule,
         sparsity=config.sparsity,

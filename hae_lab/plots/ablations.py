@@ -1,6 +1,6 @@
 """Pictures of ablations: one slot of the hybrid block at a time, and one factor over all its levels.
 
-Rows are tidy, one a run, as in `hae_lab.statistics`, which computes every interval, test and verdict.
+Rows are tidy, one a run, as in `hae_lab.study.statistics`, which computes every interval, test and verdict.
 """
 
 from typing import Any
@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hae_lab import statistics
-from hae_lab.config import VARIANTS
-from hae_lab.errors import require
+from hae_lab.checks import require
+from hae_lab.diffusion.metrics import metric_label, metric_title
 from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, chart, new_chart, span
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.plots.verdicts import (
@@ -24,17 +23,16 @@ from hae_lab.plots.verdicts import (
     in_percent,
     interval,
     listed,
-    metric_axis,
-    metric_name,
     others,
     seeds_legend,
     short_ticks,
     verdict_text,
     winner_and_loser,
 )
-from hae_lab.statistics import CANNOT_TELL
+from hae_lab.presets import SLOTS, VARIANTS
+from hae_lab.study import statistics
+from hae_lab.study.statistics import CANNOT_TELL
 
-SLOTS = tuple(VARIANTS["hae"])
 WIDE = 8  # largest / smallest level from which a logarithmic axis serves better
 
 
@@ -84,7 +82,7 @@ def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> None:
     bottom.bar_label(bars, fmt="%.2f", fontsize=11, padding=2)
     bottom.set(ylabel=label.replace(" ", "\n"), ylim=(0, 1.25 * params.max() / divisor))
     bottom.set_xticks(range(len(labels)), labels, fontsize=10.5)
-    top.set_ylabel(metric_name(metric))
+    top.set_ylabel(metric_title(metric))
     top.tick_params(labelbottom=False)
     for ax in (top, bottom):
         ax.grid(axis="x", visible=False)
@@ -104,14 +102,14 @@ def _effects(ax: Axes, effects: pd.DataFrame) -> None:
 def _effects_title(effects: pd.DataFrame, metric: str) -> str:
     told, seeds = decided(effects), span(effects["n_seeds"])
     if not told:
-        return f"{seeds} seeds cannot tell an effect of any of the {len(effects)} slots on {metric_name(metric)}"
+        return f"{seeds} seeds cannot tell an effect of any of the {len(effects)} slots on {metric_title(metric)}"
     words = []
     for row in told:
         level, size = winner_and_loser(row)[0], abs(in_percent(row)["mean_difference"])
         words.append(f"{row['factor']} = {cell_name(level)} is better by {size:.1f} %")
     rest = len(effects) - len(told)
     end = f"; {seeds} seeds cannot tell {others(rest, 'slot')}" if rest else f" ({seeds} seeds)"
-    return f"In {metric_name(metric)}, {listed(words)}{end}"
+    return f"In {metric_title(metric)}, {listed(words)}{end}"
 
 
 @chart
@@ -161,7 +159,7 @@ def _levels(ax: Axes, levels: pd.DataFrame, control: pd.DataFrame, places: dict[
     for row in statistics.summary(levels, metric).to_dict("records"):
         interval(ax, places[row["cell"]], row, centre="mean", color=RULE_COLOURS.get(row["cell"], MEAN))
     ax.scatter(levels["cell"].map(places), levels[metric], s=28, color=SEED, edgecolor="white", linewidth=0.5, zorder=4)
-    ax.set_ylabel(metric_axis(metric))
+    ax.set_ylabel(metric_label(metric))
     if len(control):
         row = statistics.summary(control, metric).iloc[0]
         colour = VARIANT_COLOURS.get(row["cell"], PALETTE[7])
@@ -187,7 +185,7 @@ def _dose_title(levels: pd.DataFrame, x: str, metric: str, lower_better: bool | 
         return comparison_title(statistics.paired_differences(levels, metric, lower_better=lower_better), metric)
     found = statistics.trend(levels, names[::-1], metric, lower_better=lower_better).iloc[0]
     if found["verdict"] == CANNOT_TELL:
-        return f"{found['n_seeds']} seeds show no trend of {metric_name(metric)} with {x} (Page's test)"
+        return f"{found['n_seeds']} seeds show no trend of {metric_title(metric)} with {x} (Page's test)"
     side, p_value = ("larger", "p_value") if found["verdict"] == "holds" else ("smaller", "p_opposite")
     evidence = f"Page's test, p = {found[p_value]:.2g}, {found['n_seeds']} seeds"
-    return f"The {side} {x}, the better the {metric_name(metric)} ({evidence})"
+    return f"The {side} {x}, the better the {metric_title(metric)} ({evidence})"

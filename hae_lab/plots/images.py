@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from hae_lab.errors import require
+from hae_lab.checks import require
 from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, new_chart
 
 MASK_COLOUR = PALETTE[1]  # orange: far from every grey, for colour-blind eyes too

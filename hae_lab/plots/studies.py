@@ -1,6 +1,6 @@
 """Pictures of studies: what the seeds can tell about quality and its cost, and what they cannot.
 
-Rows are tidy, one a run, as in `hae_lab.statistics`, which computes every interval, test and verdict.
+Rows are tidy, one a run, as in `hae_lab.study.statistics`, which computes every interval, test and verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hae_lab import statistics
-from hae_lab.errors import require
+from hae_lab.checks import require
+from hae_lab.diffusion.metrics import metric_label
 from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, span
 from hae_lab.plots.verdicts import (
     COSTS,
@@ -26,14 +26,14 @@ from hae_lab.plots.verdicts import (
     in_percent,
     interval,
     listed,
-    metric_axis,
     pair_rows,
     seeds_legend,
     short_ticks,
     verdict_text,
     winner_and_loser,
 )
-from hae_lab.statistics import CANNOT_TELL, QUARTILES
+from hae_lab.study import statistics
+from hae_lab.study.statistics import CANNOT_TELL, QUARTILES
 
 CROWDED = 8  # more rows leave each of them one line of text
 
@@ -58,7 +58,7 @@ def forest(differences: pd.DataFrame, rows: pd.DataFrame, metric: str = "loss") 
         interval(ax, place - 0.1, row, lying=True)
         ax.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=ax.get_yaxis_transform())
     pair_rows(ax, pairs)
-    ax.set_xlabel(f"difference in {metric_axis(metric)}")
+    ax.set_xlabel(f"difference in {metric_label(metric)}")
     short_ticks(ax.xaxis, 5)
     _percent_axis(ax, differences)
     note = "verdicts after Holm; finds: with 80 % power, in % of the second's mean"
@@ -101,7 +101,7 @@ def pareto(
         ax.set_xlabel(label)
         ax.margins(x=0.15)
         short_ticks(ax.xaxis, 4)
-    figure.axes[0].set_ylabel(metric_axis(metric))
+    figure.axes[0].set_ylabel(metric_label(metric))
     cells_legend(figure, styles, "hollow: another cell costs no more, and its interval is wholly better")
     return figure
 
@@ -139,7 +139,7 @@ def learning_curves(curves: pd.DataFrame, ms_per_step: Mapping[str, float], metr
     _curves(right, timed, "seconds", metric, styles)
     left.axvline(step, color="black", linestyle=":")
     right.axvline(seconds, color="black", linestyle=":")
-    left.set(xlabel="training steps", ylabel=metric_axis(metric), yscale="log")
+    left.set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
     right.set_xlabel("compute time, s")
     short_ticks(left.yaxis, 7)
     left.minorticks_off()

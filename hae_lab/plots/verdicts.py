@@ -10,19 +10,13 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hae_lab import statistics
-from hae_lab.errors import require
+from hae_lab.checks import require
+from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, span
 from hae_lab.plots.compute import RULE_COLOURS
-from hae_lab.statistics import CANNOT_TELL
+from hae_lab.study import statistics
+from hae_lab.study.statistics import CANNOT_TELL
 
-METRICS = {
-    "loss": "held-out loss",
-    "auroc": "AUROC",
-    "dice": "Dice",
-    "swd": "sliced Wasserstein distance",
-    "mmd": "MMD²",
-}
 COSTS = {"params": "parameters", "macs": "MACs", "ms": "time"}
 SCALES = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 MEAN, SEED = "#222222", PALETTE[9]  # where a mark stands for no cell
@@ -46,14 +40,6 @@ def cell_styles(cells: Iterable[str]) -> dict[str, Style]:
     spare = cycle([colour for colour in PALETTE if colour not in own.values()] or PALETTE)
     markers = cycle("osD^vXP*<>")
     return {cell: {"color": own.get(cell) or next(spare), "marker": next(markers)} for cell in cells}
-
-
-def metric_name(metric: str) -> str:
-    return METRICS.get(metric, metric)
-
-
-def metric_axis(metric: str) -> str:
-    return "held-out loss (MSE of the noise)" if metric == "loss" else metric_name(metric)
 
 
 def cost_axis(costs: pd.Series) -> tuple[float, str]:
@@ -114,13 +100,13 @@ def comparison_title(differences: pd.DataFrame, metric: str) -> str:
     told, count, seeds = decided(differences), len(differences), span(differences["n_seeds"])
     if not told:
         which = "the two cells" if count == 1 else f"any of {count} pairs"
-        return f"{seeds} seeds cannot tell {which} apart by {metric_name(metric)}"
+        return f"{seeds} seeds cannot tell {which} apart by {metric_title(metric)}"
     rest = count - len(told)
     end = f"; {seeds} seeds cannot tell {others(rest, 'pair')} apart" if rest else f" ({seeds} seeds)"
     if len(told) > 2:
-        return f"{len(told)} of {count} pairs differ in {metric_name(metric)}{end}"
+        return f"{len(told)} of {count} pairs differ in {metric_title(metric)}{end}"
     wins = [" beats ".join(map(cell_name, winner_and_loser(row))) for row in told]
-    return f"{listed(wins)} in {metric_name(metric)}{end}"
+    return f"{listed(wins)} in {metric_title(metric)}{end}"
 
 
 def verdict_text(row: Row, between: str) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hae_lab.errors import require
-from hae_lab.masks import SparseMask, TokenGrid, mask_for
+from hae_lab.checks import require
+from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models import MSTB
+from hae_lab.rules import mask_for
 
 
 class AttentionMaps(NamedTuple):

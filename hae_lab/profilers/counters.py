@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hae_lab.config import VARIANTS, HAEConfig, config
+from hae_lab.family import HAEConfig
 from hae_lab.models import build
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import Upsample
-from hae_lab.profilers.compute import BODY_SCORES, SCORES, compute, total
+from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.macs import BODY_SCORES, SCORES, compute, total
 from hae_lab.profilers.tracing import Call, to_meta, trace
 
 Reasons = dict[str, int]  # why a counter disagrees -> MACs that it has more (or less, below 0) than the formulas

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hae_lab.errors import HAELabError
+from hae_lab.checks import HAELabError
 
 aten = torch.ops.aten
 

@@ -3,7 +3,7 @@
 import torch
 import torchinfo
 
-from hae_lab.config import HAEConfig
+from hae_lab.family import HAEConfig
 from hae_lab.models import build
 
 

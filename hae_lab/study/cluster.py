@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from hae_lab.errors import HAELabError, require
+from hae_lab.checks import HAELabError, require
 from hae_lab.study.store import Run, code_version
 from hae_lab.study.task import attempt, versions
 

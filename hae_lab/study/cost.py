@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hae_lab.study.static import macs_formulas
+from hae_lab.profilers.formulas import macs_formulas
 from hae_lab.study.store import Run, Store
 from hae_lab.study.task import TRIAL, one_thread
 
@@ -80,7 +80,8 @@ def _seconds(todo: Sequence[Run], finished: Mapping[str, float]) -> tuple[list[f
 
 def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
     """Seconds that each experiment will take on one thread here, from a few training steps of some of them."""
-    from hae_lab.diffusion.experiment import LESIONS, load_data
+    from hae_lab.diffusion.datasets import load_data
+    from hae_lab.diffusion.experiment import LESIONS
 
     if not experiments:
         return []
@@ -105,7 +106,7 @@ def _time(experiment: "Experiment") -> tuple[float, float]:
     """Seconds of a training step, and of one held-out image on its way through the model."""
     from torch.utils.data import Subset
 
-    from hae_lab.diffusion.experiment import load_data
+    from hae_lab.diffusion.datasets import load_data
     from hae_lab.diffusion.quality import denoising_loss
     from hae_lab.diffusion.training import train
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.checks import HAELabError, require, require_name
 from hae_lab.study.grid import Block, Cell, cells
 from hae_lab.study.store import Run, Store
 from hae_lab.study.task import TRIAL
@@ -173,6 +173,6 @@ def _data_place(cell: Cell) -> tuple[str, int]:
 def _data_name(name: str, size: int) -> str:
     """What names the images in a run's key; those of the toolkit are drawn by code that the key covers."""
     from hae_lab.diffusion.data import data_key
-    from hae_lab.diffusion.experiment import DATA, load_data
+    from hae_lab.diffusion.datasets import DATA, load_data
 
     return name if name in DATA else " | ".join(map(data_key, load_data(name, size)))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hae_lab.config import FIELDS, config
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.checks import HAELabError, require, require_name
+from hae_lab.family import FIELDS
+from hae_lab.presets import config
 
 if TYPE_CHECKING:
     from hae_lab.diffusion.experiment import Experiment
@@ -100,7 +101,8 @@ def _own_fields() -> tuple[str, ...]:
 
 
 def _experiment(base: Mapping[str, Any], point: Mapping[str, Any]) -> "Experiment":
-    from hae_lab.diffusion.experiment import DATA, Experiment
+    from hae_lab.diffusion.datasets import DATA
+    from hae_lab.diffusion.experiment import Experiment
     from hae_lab.diffusion.training import RECIPE_FIELDS, Recipe
 
     settings = base | point

@@ -13,8 +13,7 @@ from typing import Any, Protocol, Self
 import psutil
 from tqdm.auto import tqdm
 
-from hae_lab.diffusion.data import check_whole
-from hae_lab.errors import require, require_name
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.study.cost import cost
 from hae_lab.study.store import BEAT_SECONDS, Run, Store
 from hae_lab.study.task import attempt, load_trial
@@ -34,7 +33,7 @@ def run(
 ) -> None:
     """Bring the runs of a study to an end; print what failed and what another driver holds. See `Study.run`."""
     runs = sorted(runs, key=lambda run: run.seed)  # an unfinished study has as many runs of each cell
-    check_whole("workers", workers, 1, None)
+    require_whole("workers", workers, 1, None)
     for trial in {run.trial for run in runs}:
         load_trial(trial)
     known = store.select(run.key for run in runs)

@@ -20,11 +20,14 @@ from typing import Any, Self
 
 import psutil
 
-from hae_lab.errors import HAELabError
+from hae_lab.checks import HAELabError
+from hae_lab.parts import without_docstrings
 from hae_lab.study.grid import Cell
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("config.py", "masks.py", "models", "diffusion")  # of the package: what decides a result
+SOURCES = ("family.py", "masks.py", "models", "diffusion")  # of the package: what decides a result
+# parts by name: a run is named by the source of those that it uses, not by the others
+REGISTRIES = ("models/slots.py", "diffusion/datasets.py", "diffusion/metrics.py")
 BEAT_SECONDS = 30  # how often a driver says that it is alive ...
 SILENT_SECONDS = 10 * BEAT_SECONDS  # ... and when it is taken for dead on another computer
 
@@ -67,18 +70,11 @@ def code_version(package: Path = PACKAGE) -> str:
     for source in SOURCES:
         place = package / source
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            _drop_docstrings(tree)
-            total.update(f"{path.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
+            name = path.relative_to(package).as_posix()
+            if name not in REGISTRIES:
+                tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+                total.update(f"{name}\n{ast.dump(tree)}\n".encode())
     return total.hexdigest()[:16]
-
-
-def _drop_docstrings(tree: ast.AST) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            match node.body:
-                case [ast.Expr(value=ast.Constant(value=str())), *rest]:
-                    node.body = rest
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hae_lab.errors import require
+from hae_lab.checks import require
 from hae_lab.files import atomic_path
 from hae_lab.study.grid import Cell
 from hae_lab.study.store import Run, Store
@@ -19,7 +19,7 @@ LOG = ["status", "seconds", "host", "started", "finished", "versions", "tracebac
 
 def static(cells: Iterable[Cell], progress: bool = False) -> pd.DataFrame:
     """See `Study.static`."""
-    from hae_lab.study.static import static_counts
+    from hae_lab.profilers.formulas import static_counts
 
     bar = tqdm(cells, disable=not progress, unit="cell")
     return pd.DataFrame([_place(cell) | static_counts(cell.experiment.config) for cell in bar])
@@ -27,7 +27,7 @@ def static(cells: Iterable[Cell], progress: bool = False) -> pd.DataFrame:
 
 def results(name: str, runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
     """See `Study.results`."""
-    from hae_lab.study.static import static_counts
+    from hae_lab.profilers.formulas import static_counts
 
     rows = [
         {"study": name}

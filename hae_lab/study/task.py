@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hae_lab.errors import HAELabError, require
+from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
 TRIAL = "hae_lab.diffusion.experiment:run"

@@ -5,12 +5,12 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed
 
-from hae_lab.config import config
+from hae_lab.audit import clone
+from hae_lab.checks import require, require_name
 from hae_lab.diffusion.experiment import Experiment, run
 from hae_lab.diffusion.training import WEIGHTS, Recipe
-from hae_lab.errors import require, require_name
-from hae_lab.files import COMMITTED
 from hae_lab.models import HAEUNet, load_checkpoint, save_checkpoint
+from hae_lab.presets import config
 from hae_lab.study.cost import estimated_seconds
 from hae_lab.study.task import one_thread
 
@@ -18,7 +18,6 @@ LESSON_VARIANTS = ("hae", "lite", "v2")
 # two classes, healthy and lesion; 32 pixels, so that the maps are large enough for a mask to matter
 PRESET, CLASSES = "lesson32", 2
 RECIPE = Recipe(steps=1500, batch_size=16, warmup_steps=100, decay="cosine")
-FOLDER = COMMITTED / "checkpoints"
 
 
 def lesson(variant: str) -> Experiment:
@@ -33,9 +32,14 @@ def lesson_model(variant: str) -> HAEUNet:
 
     Its weights are kept in half precision. Raises `HAELabError` if the file is missing.
     """
-    path = checkpoint(FOLDER, variant)
+    path = checkpoint(folder(), variant)
     require(path.exists(), f"no lesson model at {str(path)!r}: `hae-lab reproduce --full` makes it")
     return load_checkpoint(path, lesson(variant).config)
+
+
+def folder() -> Path:
+    """Where the committed models lie."""
+    return clone.root() / "data" / "checkpoints"
 
 
 def checkpoint(folder: Path, variant: str) -> Path:

@@ -1,4 +1,4 @@
-"""The HAE family as data: one frozen config, the variants as deltas of it, and presets of the body.
+"""The HAE family as data: one frozen config, validated when it is made.
 
 Sources: the HAE design document, sections 1-3 (the three slots); guided-diffusion (names and meanings of the body's
 fields; Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
@@ -6,15 +6,13 @@ fields; Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from math import isfinite
 from typing import Any, Self
 
-from hae_lab import masks
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab import rules
+from hae_lab.checks import HAELabError, is_whole, require, require_name, require_number, require_whole
+from hae_lab.parts import SLOT_PARTS, Registry
 
 CHOICES = {
-    "regions": ("linear", "pooled"),
-    "fusion": ("concat", "mean"),
     "placement": ("none", "upsample", "attention", "everywhere"),
     "activation": ("silu", "identity"),
 }
@@ -44,9 +42,10 @@ class HAEConfig:
     conv_resample: bool = True
     use_checkpoint: bool = False
     activation: str = "silu"  # "identity": the residual blocks of published hae checkpoints lost theirs
-    # the hybrid block: three slots that make the variants ...
+    # the hybrid block: the slots that make the variants ...
     regions: str = "linear"  # how a p x p patch becomes one token: own Linear, or shared 1x1 conv and mean
-    mlp_ratio: float = 4  # hidden width of the token MLP / channels
+    mlp: str = "gelu"  # the token MLP
+    mlp_ratio: float = 4  # its hidden width / channels
     fusion: str = "concat"  # how the two branches join
     # ... and its other knobs
     placement: str = "upsample"  # where hybrid blocks stand
@@ -132,36 +131,40 @@ def hybrid_sites(config: HAEConfig) -> list[tuple[str, int]]:
 
 
 def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
-    is_sequence = isinstance(value, list | tuple)
+    items = value.tolist() if hasattr(value, "tolist") else value
     require(
-        is_sequence and all(_is_whole(item) and item > 0 for item in value),
+        isinstance(items, list | tuple) and all(is_whole(item) and item > 0 for item in items),
         f"{name} is a sequence of positive whole numbers, got {value!r}",
     )
-    return tuple(value)
+    return tuple(int(item) for item in items)
 
 
 def _check_values(config: HAEConfig) -> None:
-    for name in COUNTS:
-        value = getattr(config, name)
-        require(_is_whole(value) and value > 0, f"{name} is a positive whole number, got {value!r}")
+    """Raise for a value of the wrong kind; numpy's numbers become Python's."""
+    checked: dict[str, Any] = {name: require_whole(name, getattr(config, name), 1) for name in COUNTS}
     for name, choices in CHOICES.items():
         require_name(name, getattr(config, name), choices)
     for field in fields(config):
         if field.type is bool:
             value = getattr(config, field.name)
             require(isinstance(value, bool), f"{field.name} is True or False, got {value!r}")
-    require_name("mask rule", config.mask_rule, masks.RULES)
-    require(_is_number(config.dropout) and 0 <= config.dropout < 1, f"dropout is in [0, 1), got {config.dropout!r}")
-    require(_is_number(config.sparsity) and 0 <= config.sparsity < 1, f"sparsity is in [0, 1), got {config.sparsity!r}")
-    ratio = config.mlp_ratio
-    require(_is_number(ratio) and isfinite(ratio) and ratio > 0, f"mlp_ratio is a number above 0, got {ratio!r}")
-    seed = config.mask_seed
-    require(_is_whole(seed) and seed >= 0, f"mask_seed is a whole number from 0, got {seed!r}")
-    classes = config.num_classes
-    require(
-        classes is None or (_is_whole(classes) and classes > 0),
-        f"num_classes is None or a positive whole number, got {classes!r}",
-    )
+    rules.RULES.find(config.mask_rule)
+    for name, parts in SLOT_PARTS.items():
+        require_part(parts, getattr(config, name))
+    for name in ("dropout", "sparsity"):
+        checked[name] = require_number(name, getattr(config, name), 0, 1, high_open=True)
+    checked["mlp_ratio"] = require_number("mlp_ratio", config.mlp_ratio, 0, low_open=True)
+    checked["mask_seed"] = require_whole("mask_seed", config.mask_seed, 0)
+    if config.num_classes is not None:
+        checked["num_classes"] = require_whole("num_classes", config.num_classes, 1)
+    for name, value in checked.items():
+        object.__setattr__(config, name, value)
+
+
+def require_part(parts: Registry[Any], name: Any) -> None:
+    """Raise `HAELabError` unless a registry knows the name; what it has is not loaded, for torch would be too."""
+    if not (isinstance(name, str) and name in parts):
+        parts.find(name)
 
 
 def _check_levels(config: HAEConfig) -> None:
@@ -200,67 +203,4 @@ def _check_heads(config: HAEConfig, field: str, levels: set[int]) -> None:
     require(not bad, f"{field}={heads} does not divide the widths {bad}: take a common divisor of {config.channels}")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 FIELDS = tuple(field.name for field in fields(HAEConfig))
-
-# Each variant is the slots that it changes, nothing else. `unet` is the control: the same body without hybrid blocks.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "unet": {"placement": "none"},
-    "hae": {"regions": "linear", "mlp_ratio": 4, "fusion": "concat"},
-    "lite": {"regions": "pooled", "mlp_ratio": 4, "fusion": "mean"},
-    "v2": {"regions": "pooled", "mlp_ratio": 0.25, "fusion": "mean"},
-}
-
-_LESSON = {
-    "in_channels": 1, "out_channels": 1, "model_channels": 16, "channel_mult": (1, 2, 2), "num_res_blocks": 1,
-    # at this width a norm group is one channel, which would cancel a timestep that is only added
-    "attention_resolutions": (4,), "num_heads": 4, "use_scale_shift_norm": True,
-}  # fmt: skip
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # the published training scripts
-    "brats128": {
-        "image_size": 128, "in_channels": 4, "out_channels": 4, "model_channels": 128, "channel_mult": (1, 1, 2, 3, 4),
-        "num_res_blocks": 2, "attention_resolutions": (4, 8, 16), "num_heads": 4, "dropout": 0.1, "num_classes": 2,
-        "use_scale_shift_norm": True,
-    },
-    "wide128": {
-        "image_size": 128, "in_channels": 4, "out_channels": 4, "model_channels": 128, "channel_mult": (1, 2, 4, 8),
-        "num_res_blocks": 2, "attention_resolutions": (4, 8), "num_heads": 8, "dropout": 0.1,
-    },
-    "imagenet64": {
-        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 3, 4),
-        "num_res_blocks": 2, "attention_resolutions": (4, 8), "num_heads": 4, "use_scale_shift_norm": True,
-    },
-    "cifar32": {
-        "image_size": 32, "in_channels": 3, "out_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 2, 2),
-        "num_res_blocks": 2, "attention_resolutions": (2,), "num_heads": 4, "dropout": 0.1,
-        "use_scale_shift_norm": True,
-    },
-    # small enough to train on a laptop in class
-    "lesson16": {"image_size": 16, **_LESSON},
-    "lesson32": {"image_size": 32, **_LESSON},
-    # small enough for a test
-    "tiny": {
-        "image_size": 16, "in_channels": 1, "out_channels": 1, "model_channels": 16, "channel_mult": (1, 2),
-        "num_res_blocks": 1, "attention_resolutions": (2,), "num_heads": 2, "num_classes": 3,
-        "use_scale_shift_norm": True,
-    },
-}  # fmt: skip
-
-
-def config(variant: str, preset: str = "brats128", **changes: Any) -> HAEConfig:
-    """The config of a variant on a preset's body, with further fields changed.
-
-    Raises `HAELabError` for an unknown variant, preset or field (with the nearest name) and for invalid values.
-    """
-    require_name("variant", variant, VARIANTS)
-    require_name("preset", preset, PRESETS)
-    return HAEConfig(**PRESETS[preset], **VARIANTS[variant]).replace(**changes)

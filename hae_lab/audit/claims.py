@@ -15,20 +15,20 @@ import pandas as pd
 import torch
 from torch import nn
 
-from hae_lab import study_tables
-from hae_lab.config import config
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab.audit import compute_tables, parameter_tables, quality_tables
+from hae_lab.audit.parameter_tables import CLAIM_PERCENT
+from hae_lab.masks import TokenGrid
 from hae_lab.models import BottleneckMLP, HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2, build, transfer_weights
-from hae_lab.models.hybrid import token_mlp
-from hae_lab.profilers import compute_table, parameter_table
-from hae_lab.profilers.compute import PROJECTIONS, SCORES, total
+from hae_lab.models.slots import token_mlp
+from hae_lab.presets import config
 from hae_lab.profilers.counters import flop_counter_macs
-from hae_lab.profilers.parameter_table import CLAIM_PERCENT
-from hae_lab.profilers.visibility import seen_by_any_group
+from hae_lab.profilers.macs import PROJECTIONS, SCORES, total
+from hae_lab.profilers.reach import seen_by_any_group
+from hae_lab.rules import mask_for
 
 HOLDS, NEARLY, FAILS, OPEN = "holds", "nearly holds", "does not hold", "cannot tell"
 Measured = Mapping[str, pd.DataFrame]
-PRESET, ORDER = "brats128", study_tables.PROMISED
+PRESET, ORDER = "brats128", quality_tables.PROMISED
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def claims(measured: Measured) -> pd.DataFrame:
 
 
 def _parameters(measured: Measured) -> Iterator[Finding]:
-    table = parameter_table.parameter_table()
-    for scope in parameter_table.SCOPES:
+    table = parameter_tables.parameter_table()
+    for scope in parameter_tables.SCOPES:
         groups = table[table["scope"] == scope].groupby("variant")["percent_of_hae"]
         percent = groups.agg(["min", "max"]).loc[list(ORDER)]
         verdicts = [judge(value, CLAIM_PERCENT[variant]) for variant in ORDER for value in percent.loc[variant]]
         spans = " / ".join(f"{low:.1f}-{high:.1f} %" for low, high in percent.to_numpy())
         where = f"{scope}, like for like, four presets"
         yield Finding(where, spans, _worst(verdicts), "data/parameter_table.csv, notebook 04")
-    published = parameter_table.published_counts()["our_percent"]
+    published = parameter_tables.published_counts()["our_percent"]
     spans = " / ".join(f"{percent:.1f} %" for percent in published)
     worst = _worst(map(judge, published, CLAIM_PERCENT.values()))
     scope = "whole model, blocks at other places in each version, V2 without CNN branch (wide128)"
@@ -99,7 +99,7 @@ def _attention(measured: Measured) -> Iterator[Finding]:
     saved = 100 * (1 - _published_kernel_macs(mask=True) / _published_kernel_macs(mask=False))
     scope = "MACs that nn.MultiheadAttention saves when it is given the mask, as published"
     yield Finding(scope, f"{saved:.1f} %", judge(saved, 90), "FlopCounterMode on the meta device, notebook 06")
-    rows = compute_table.step_rows("hae", PRESET, "document_shared")
+    rows = compute_tables.step_rows("hae", PRESET, "document_shared")
     layer = total(rows[rows["part"].isin([PROJECTIONS, SCORES])])
     for scope, macs in (("attention layers with their projections", layer), ("whole model", total(rows))):
         saved = 100 * (1 - macs["macs_run"] / macs["macs_document"])
@@ -130,7 +130,7 @@ def _published_kernel_macs(mask: bool) -> int:
 
 
 def _paper(measured: Measured) -> Iterator[Finding]:
-    rows = compute_table.paper_formula()
+    rows = compute_tables.paper_formula()
     for row in rows[rows["preset"] == PRESET].to_dict("records"):
         yield Finding(
             f"{row['height']} x {row['width']} map, C = {row['channels']} ({PRESET}); "
@@ -160,7 +160,7 @@ def _bottleneck(measured: Measured) -> Iterator[Finding]:
 
 def _whole_params() -> pd.Series:
     """Parameters of each variant's whole model."""
-    table = parameter_table.parameter_table()
+    table = parameter_tables.parameter_table()
     return table[(table["scope"] == "whole model") & (table["preset"] == PRESET)].set_index("variant")["params"]
 
 
@@ -169,7 +169,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _scales(measured: Measured) -> Iterator[Finding]:
-    for preset in (*parameter_table.TABLE_PRESETS, "lesson16"):
+    for preset in (*parameter_tables.TABLE_PRESETS, "lesson16"):
         sides = [config("hae", preset).sizes[level] for level in config("hae", preset).hybrid_levels]
         grids = [TokenGrid(side, side) for side in sides]
         exist = sum(not grid.dropped for grid in grids)
@@ -186,7 +186,7 @@ def _all_scales_seen(grid: TokenGrid) -> bool:
 
 def _efficiency(measured: Measured) -> Iterator[Finding]:
     params = _whole_params()[list(ORDER)].to_dict()
-    steps = {variant: total(compute_table.step_rows(variant, PRESET, "document")) for variant in ORDER}
+    steps = {variant: total(compute_tables.step_rows(variant, PRESET, "document")) for variant in ORDER}
     macs = {variant: int(step["macs_document"]) for variant, step in steps.items()}
     for what, counts in (("parameters", params), ("MACs of one denoising step, as published", macs)):
         share = {variant: 100 * count / counts["hae"] for variant, count in counts.items()}
@@ -207,7 +207,7 @@ def _measured_order(measured: Measured) -> Iterator[Finding]:
 
 
 def _training_order(measured: Measured) -> Iterator[Finding]:
-    rows = study_tables.training_steps(measured["latency_cpu"])
+    rows = quality_tables.training_steps(measured["latency_cpu"])
     for device_name, here in rows.groupby("device_name"):
         yield _order_of_times("time of one training step, lesson16, batch 32", here, device_name)
 
@@ -232,7 +232,7 @@ def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
 
 
 def _quality(measured: Measured) -> Iterator[Finding]:
-    differences, orders = study_tables.quality_differences(measured), study_tables.quality_order(measured)
+    differences, orders = quality_tables.quality_differences(measured), quality_tables.quality_order(measured)
     for data, equal in orders[["data", "equal"]].itertuples(index=False):
         pairs = _promised_pairs(differences, data, equal, "loss")
         order = orders[(orders["data"] == data) & (orders["equal"] == equal)].iloc[0]
@@ -246,7 +246,7 @@ def _quality(measured: Measured) -> Iterator[Finding]:
         )
     wide = differences[differences["equal"] == "parameters"]
     size = measured["equal_parameters"].groupby("cell")[["params", "macs"]].first()
-    percent = 100 * size.loc[study_tables.WIDE_V2] / size.loc["hae"]
+    percent = 100 * size.loc[quality_tables.WIDE_V2] / size.loc["hae"]
     yield Finding(
         "held-out loss at about equal parameters, phantoms, lesson16: V2 widened to "
         f"{percent['params']:.0f} % of HAE's parameters and {percent['macs']:.0f} % of its MACs",
@@ -266,7 +266,7 @@ def _quality(measured: Measured) -> Iterator[Finding]:
 
 def _step_times_differ(measured: Measured) -> bool:
     """Whether the quartiles of no two neighbours' training steps overlap."""
-    times = study_tables.step_times(measured["latency_cpu"])
+    times = quality_tables.step_times(measured["latency_cpu"])
     return all(
         times.loc[a, "ms_q3"] < times.loc[b, "ms_q1"] or times.loc[b, "ms_q3"] < times.loc[a, "ms_q1"]
         for a, b in pairwise(ORDER)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hae_lab.masks import DENSITIES, SparseMask, TokenGrid, expected_density, mask_for
+from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.rules import DENSITIES, expected_density, mask_for
 
 CHUNK = 256  # queries that are looked at together
 SAMPLE = 32  # pixels from which hops are counted

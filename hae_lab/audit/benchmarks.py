@@ -9,23 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hae_lab import masks
-from hae_lab.config import VARIANTS, config
+from hae_lab import rules
+from hae_lab.audit.baselines import document_mask_loop, multihead_attention, the_documents_way
+from hae_lab.checks import require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
-from hae_lab.errors import require_name
 from hae_lab.files import atomic_path
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab.masks import TokenGrid
 from hae_lab.models import build
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, pairs_run
 from hae_lab.models.kernels import merge_heads, split_heads
-from hae_lab.profilers.baselines import document_mask_loop, multihead_attention, the_documents_way
-from hae_lab.profilers.latency import predict, step_inputs
-from hae_lab.profilers.timing import check_device, environment, interleaved, peak_bytes
+from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.timing import check_device, environment, interleaved, peak_bytes, predict, step_inputs
+from hae_lab.rules import mask_for
 
 CHANNELS, HEADS = 256, 8
 DOCUMENT, SDPA = "document's layer", "SDPA with the mask, all queries"
-LAYERS = (DOCUMENT, SDPA, *masks.RULES)
+LAYERS = (DOCUMENT, SDPA, *rules.RULES)
 CORE_SDPA, CORE_SHARED = "core: SDPA with the mask, all queries", "core: document_shared"
 BARE_LOOP, OUR_LOOP = "bare loop", "hae_lab"
 MASK_LOOP, MASK_INDEX = "document's row loop", "index form"
@@ -38,7 +38,7 @@ def bench_masks(device: str = "cpu") -> pd.DataFrame:
         grid = TokenGrid(side, side)
         cases = {
             MASK_LOOP: partial(document_mask_loop, grid.n),
-            MASK_INDEX: partial(masks.document, grid, 0.9, 0),
+            MASK_INDEX: partial(rules.document, grid, 0.9, 0),
         }
         rows = interleaved(cases, repeats=7 if side == 64 else 15)
         frames.append(_with_speed_up(rows, speed_up=MASK_LOOP).assign(map=f"{side}x{side}", n=grid.n))

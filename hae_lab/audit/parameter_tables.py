@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hae_lab.config import VARIANTS, HAEConfig, config
+from hae_lab.family import HAEConfig
 from hae_lab.models import HybridBlock
-from hae_lab.profilers.parameters import parameter_formulas, parameter_parts, parameters
+from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.params import parameter_formulas, parameter_parts, parameters
 
 CLAIM_PERCENT = {"hae": 100.0, "lite": 70.0, "v2": 40.0}
 PUBLISHED_MILLIONS = {"hae": 683.8, "lite": 469.9, "v2": 275.3}

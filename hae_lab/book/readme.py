@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from hae_lab import notebooks, plots
-from hae_lab.config import VARIANTS
-from hae_lab.errors import require_name
+from hae_lab import plots
+from hae_lab.audit import parameter_tables
+from hae_lab.book import notebooks
+from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
-from hae_lab.profilers import parameter_table
+from hae_lab.presets import VARIANTS
 
 PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRESET = "brats128"
@@ -42,9 +43,9 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def variants(folder: Path) -> str:
     """The variant table: slots, parameters, the claim beside what we count."""
-    table = parameter_table.parameter_table()
+    table = parameter_tables.parameter_table()
     whole = table[(table["preset"] == PRESET) & (table["scope"] == "whole model")].set_index("variant")
-    published = parameter_table.published_counts().set_index("variant")
+    published = parameter_tables.published_counts().set_index("variant")
     spread = table[table["scope"] == "whole model"].groupby("variant")["percent_of_hae"].agg(["min", "max"])
     rows = []
     for variant, slots in VARIANTS.items():

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from hae_lab import statistics
+from hae_lab.audit.benchmarks import OUR_LOOP
 from hae_lab.diffusion.data import phantoms
-from hae_lab.diffusion.experiment import HELD_OUT
+from hae_lab.diffusion.datasets import HELD_OUT
 from hae_lab.diffusion.quality import real_floor
-from hae_lab.profilers.benchmarks import OUR_LOOP
+from hae_lab.study import statistics
 
 PROMISED = ("hae", "lite", "v2")  # the document's order of quality, best first
 WIDE_V2 = "v2, model_channels=20"

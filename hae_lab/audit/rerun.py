@@ -3,20 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hae_lab.errors import require
-from hae_lab.files import COMMITTED
-from hae_lab.lessons import lessons_minutes, train_lessons
-from hae_lab.reproduce import CURVES
-from hae_lab.study import Study, write
+from hae_lab.audit import clone
+from hae_lab.audit.lessons import lessons_minutes, train_lessons
+from hae_lab.audit.reproduce import CURVES
+from hae_lab.checks import require
+from hae_lab.study import Study
 from hae_lab.study.store import code_version
-
-DECLARED = COMMITTED.parent / "studies"
+from hae_lab.tables import write
 
 
 def studies() -> tuple[Study, ...]:
     """The declared studies, in the order of their files. Raises `HAELabError` if there are none."""
-    paths = sorted(DECLARED.glob("*.toml"))
-    require(bool(paths), f"no study at {str(DECLARED)!r}: run this in a clone of the repository")
+    declared = clone.root() / "studies"
+    paths = sorted(declared.glob("*.toml"))
+    require(bool(paths), f"no study at {str(declared)!r}")
     return tuple(Study.from_toml(path) for path in paths)
 
 
@@ -26,8 +26,8 @@ def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[str]:
     First what each study costs, and all together; then the path of each table. A table is written when its study is
     complete. Raises `HAELabError` for another `out` than the clone, whose data/ is what `reproduce` reads.
     """
-    clone = COMMITTED.parent
-    require(out.resolve() == clone.resolve(), f"--full renews the tables of the clone: run it in {str(clone)!r}")
+    root = clone.root()
+    require(out.resolve() == root.resolve(), f"--full renews the tables of the clone: run it in {str(root)!r}")
     planned = studies()
     costs = [study.cost(store, workers) for study in planned]
     yield from map(str, costs)

@@ -17,13 +17,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from hae_lab.errors import HAELabError, require, require_name
+from hae_lab.checks import HAELabError, require, require_name
+from hae_lab.diffusion.metrics import higher_is_better
 
 ALPHA = 0.05  # two-sided
 TARGET_POWER = 0.8
 MOST_SEEDS = 1_000_000
 CANNOT_TELL = "cannot tell"
-HIGHER_IS_BETTER = ("auroc", "dice")  # of every other metric, lower is better unless the caller says so
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # of the timestep, least noise first
 
 Pair = tuple[str, str]
@@ -67,7 +67,7 @@ def require_columns(rows: pd.DataFrame, *names: str) -> None:
 
 def lower_is_better(metric: str, told: bool | None = None) -> bool:
     """What the caller says, else what is known of the metric."""
-    return metric not in HIGHER_IS_BETTER if told is None else told
+    return not higher_is_better(metric) if told is None else told
 
 
 # one cell, one pair
@@ -155,7 +155,7 @@ def paired_differences(
     pair alone), p_value (paired t test), p_holm (Holm over the rows), minimum_detectable_difference (80 % power at
     two-sided 5 %, from the observed sd), seeds_needed (80 % power at the observed mean and sd: an order of magnitude),
     verdict: "first better" or "second better" where p_holm is below 1 - confidence, which keeps zero out of the
-    interval too; else "cannot tell". `lower_better` overrides what is known of the metric (`HIGHER_IS_BETTER`).
+    interval too; else "cannot tell". `lower_better` overrides what `diffusion.metrics` knows.
     Raises `HAELabError` for fewer than two common seeds, and as `seed_table`.
     """
     table = seed_table(rows, metric)

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from hae_lab.errors import HAELabError, require
+from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hae_lab.config import VARIANTS, HAEConfig, config
-from hae_lab.errors import require
+from hae_lab.checks import require
+from hae_lab.family import HAEConfig
 from hae_lab.models import MSTB, HAEUNet, HybridBlock, build
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample
 from hae_lab.models.unet import ConditionedSequential
-from hae_lab.profilers.parameters import SECTIONS
+from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.params import SECTIONS
 from hae_lab.profilers.tracing import Call, trace
 
 KINDS = {

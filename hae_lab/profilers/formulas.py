@@ -8,10 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from hae_lab.config import HAEConfig, hybrid_sites
-from hae_lab.masks import TokenGrid, mask_for
+from hae_lab.family import HAEConfig, hybrid_sites
+from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import pairs_kept, pairs_run
-from hae_lab.profilers.parameters import parameter_formulas
+from hae_lab.profilers.params import parameter_formulas
+from hae_lab.rules import mask_for
 
 
 def static_counts(config: HAEConfig) -> dict[str, int]:

@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hae_lab.config import HAEConfig
-from hae_lab.errors import require
+from hae_lab.checks import require
+from hae_lab.family import HAEConfig
 from hae_lab.models import MSTB, HybridBlock, build
 from hae_lab.models.attention import SparseMultiheadAttention, pairs_kept, pairs_run
 from hae_lab.models.layers import AttentionBlock
-from hae_lab.profilers.parameters import BLOCKS, HYBRID_PARTS, MSTB_PARTS, SECTIONS
+from hae_lab.profilers.params import BLOCKS, HYBRID_PARTS, MSTB_PARTS, SECTIONS
 from hae_lab.profilers.tracing import Call, trace
 
 ACCOUNTS = ("dense", "kept", "run", "document")

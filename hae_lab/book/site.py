@@ -14,8 +14,8 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from hae_lab import notebooks
-from hae_lab.errors import HAELabError, require
+from hae_lab.book import notebooks
+from hae_lab.checks import HAELabError, require
 
 EXTRA = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")  # modules of the extra [site]
 CONF = {

@@ -11,16 +11,20 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hae_lab import claims, plots, statistics, study_tables
-from hae_lab.config import VARIANTS
+from hae_lab import plots
+from hae_lab.audit import claims, compute_tables, parameter_tables, quality_tables
+from hae_lab.audit.clone import read_table
+from hae_lab.checks import HAELabError, require_name
 from hae_lab.diffusion.data import phantoms
-from hae_lab.errors import HAELabError, require, require_name
 from hae_lab.explorer import MaskExplorerModel
-from hae_lab.files import COMMITTED, atomic_path
-from hae_lab.masks import RULES, TokenGrid
-from hae_lab.profilers import architecture, compute_table, counters, parameter_table
-from hae_lab.profilers.visibility import visibility
-from hae_lab.study import write
+from hae_lab.files import atomic_path
+from hae_lab.masks import TokenGrid
+from hae_lab.presets import VARIANTS
+from hae_lab.profilers import anatomy, counters
+from hae_lab.profilers.reach import visibility
+from hae_lab.rules import RULES
+from hae_lab.study import statistics
+from hae_lab.tables import write
 
 STUDIES = ("bottleneck", "digits", "equal_parameters", "masks", "patches", "samples", "slots", "variants")
 CURVES = ("variants", "digits")  # studies whose learning curves are kept
@@ -33,17 +37,6 @@ MEASURED_NAMES = (
 )
 
 
-def read_table(name: str) -> pd.DataFrame:
-    """A committed table, made by `reproduce` or measured before. Raises `HAELabError` if there is none."""
-    path = COMMITTED / f"{name}.csv"
-    require(
-        path.exists(),
-        f"no table at {str(path)!r}: `hae-lab reproduce` makes it; latency_* are made by `hae-lab bench`, study_* and "
-        "lessons by `hae-lab reproduce --full`",
-    )
-    return pd.read_csv(path)
-
-
 def visibility_rows() -> pd.DataFrame:
     """What pixels see under every rule, on the maps that the presets have and the one above."""
     grids = [TokenGrid(side, side) for side in (4, 8, 16, 32, 64, 128)]
@@ -51,29 +44,29 @@ def visibility_rows() -> pd.DataFrame:
 
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
-    "parameters": parameter_table.module_rows,
-    "parameter_parts": parameter_table.part_rows,
-    "parameter_table": parameter_table.parameter_table,
-    "published_counts": parameter_table.published_counts,
-    "block_coefficients": parameter_table.block_coefficients,
-    "feasibility": parameter_table.feasibility,
-    "slot_waterfall": parameter_table.slot_waterfall,
-    "impossibility": parameter_table.impossibility,
-    "what_it_would_take": parameter_table.what_it_would_take,
-    "architecture": architecture.unet_table,
-    "hybrid_blocks": partial(architecture.hybrid_family, level=2),  # the 32 x 32 map
-    "macs_by_part": compute_table.part_rows,
-    "macs_by_level": compute_table.level_rows,
-    "macs_by_rule": compute_table.rule_rows,
-    "macs_per_sample": compute_table.sampling_rows,
-    "paper_formula": compute_table.paper_formula,
+    "parameters": parameter_tables.module_rows,
+    "parameter_parts": parameter_tables.part_rows,
+    "parameter_table": parameter_tables.parameter_table,
+    "published_counts": parameter_tables.published_counts,
+    "block_coefficients": parameter_tables.block_coefficients,
+    "feasibility": parameter_tables.feasibility,
+    "slot_waterfall": parameter_tables.slot_waterfall,
+    "impossibility": parameter_tables.impossibility,
+    "what_it_would_take": parameter_tables.what_it_would_take,
+    "architecture": anatomy.unet_table,
+    "hybrid_blocks": partial(anatomy.hybrid_family, level=2),  # the 32 x 32 map
+    "macs_by_part": compute_tables.part_rows,
+    "macs_by_level": compute_tables.level_rows,
+    "macs_by_rule": compute_tables.rule_rows,
+    "macs_per_sample": compute_tables.sampling_rows,
+    "paper_formula": compute_tables.paper_formula,
     "visibility": visibility_rows,
     "counters": lambda: counters.counters(counters.counter_configs(("tiny",))),
-    "variants_together": lambda: compute_table.variants_together(read_table("latency_cpu")),
-    "quality_differences": lambda: study_tables.quality_differences(measured()),
-    "quality_order": lambda: study_tables.quality_order(measured()),
-    "slot_effects": lambda: study_tables.slot_effects(read_table("study_slots")),
-    "sample_floor": lambda: study_tables.sample_floor(read_table("study_samples")),
+    "variants_together": lambda: compute_tables.variants_together(read_table("latency_cpu")),
+    "quality_differences": lambda: quality_tables.quality_differences(measured()),
+    "quality_order": lambda: quality_tables.quality_order(measured()),
+    "slot_effects": lambda: quality_tables.slot_effects(read_table("study_slots")),
+    "sample_floor": lambda: quality_tables.sample_floor(read_table("study_samples")),
     "claims": lambda: claims.claims(measured()),
 }
 MEASURED = {name: partial(read_table, name) for name in MEASURED_NAMES}
@@ -98,18 +91,18 @@ def draw_forest(rows: pd.DataFrame) -> plots.Chart:
 
 def draw_pareto(rows: pd.DataFrame, latency: pd.DataFrame) -> plots.Chart:
     """Loss against parameters, MACs and the time of a training step."""
-    return plots.pareto(rows.assign(ms=rows["cell"].map(study_tables.ms_per_step(latency))))
+    return plots.pareto(rows.assign(ms=rows["cell"].map(quality_tables.ms_per_step(latency))))
 
 
 def draw_learning_curves(curves: pd.DataFrame, latency: pd.DataFrame) -> plots.Chart:
     """Loss by steps and by seconds of the benchmark's computer."""
-    return plots.learning_curves(curves, study_tables.ms_per_step(latency))
+    return plots.learning_curves(curves, quality_tables.ms_per_step(latency))
 
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
     """What 1, 3 and 10 seeds would have made us conclude."""
-    promised = rows[rows["cell"].isin(study_tables.PROMISED)]
-    single = statistics.order_in_single_seeds(promised, study_tables.PROMISED)
+    promised = rows[rows["cell"].isin(quality_tables.PROMISED)]
+    single = statistics.order_in_single_seeds(promised, quality_tables.PROMISED)
     return plots.conclusions(statistics.conclusions_by_seeds(promised), single)
 
 
@@ -197,9 +190,9 @@ def _rows(name: str, made: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def parameter_summary() -> str:
     """The parameter table as text: the claim, the published counts, and like for like on each preset."""
-    published = parameter_table.published_counts().set_index("variant")
-    like = parameter_table.parameter_table().query("scope == 'whole model'")
-    table = like.pivot(index="variant", columns="preset", values="percent_of_hae")[list(parameter_table.TABLE_PRESETS)]
+    published = parameter_tables.published_counts().set_index("variant")
+    like = parameter_tables.parameter_table().query("scope == 'whole model'")
+    table = like.pivot(index="variant", columns="preset", values="percent_of_hae")[list(parameter_tables.TABLE_PRESETS)]
     table.insert(0, "claim", published["claim_percent"])
     table.insert(1, "published", published["published_percent"])
     table.insert(2, "rebuilt", published["our_percent"])
@@ -208,11 +201,11 @@ def parameter_summary() -> str:
 
 def verdict() -> str:
     """What the parameter table proves, in three sentences with computed numbers."""
-    published = parameter_table.published_counts()
-    points = parameter_table.feasibility().set_index("preset")
+    published = parameter_tables.published_counts()
+    points = parameter_tables.feasibility().set_index("preset")
     claim = points.loc["the claim"]
-    take = parameter_table.what_it_would_take()
-    if parameter_table.impossibility()["possible"].any():
+    take = parameter_tables.what_it_would_take()
+    if parameter_tables.impossibility()["possible"].any():
         raise HAELabError("the bounds of `impossibility` no longer exclude the claim: the verdict must be rewritten")
     return (
         f"The published counts are real ({', '.join(f'{count:,}' for count in published['our_params'])}), but they "

@@ -8,11 +8,11 @@ from itertools import product
 
 import pandas as pd
 
-from hae_lab.config import VARIANTS, config
-from hae_lab.masks import RULES
-from hae_lab.profilers.compute import MACS, by_level, by_part, compute, per_sample, total
-from hae_lab.profilers.parameter_table import TABLE_PRESETS
-from hae_lab.profilers.parameters import parameter_formulas
+from hae_lab.audit.parameter_tables import TABLE_PRESETS
+from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.macs import MACS, by_level, by_part, compute, per_sample, total
+from hae_lab.profilers.params import parameter_formulas
+from hae_lab.rules import RULES
 
 
 @lru_cache(maxsize=64)

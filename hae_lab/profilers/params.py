@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from hae_lab.config import HAEConfig, hybrid_sites
-from hae_lab.masks import mask_for
+from hae_lab.family import HAEConfig, hybrid_sites
 from hae_lab.models import MSTB, HAEUNet, HybridBlock, build
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample
-from hae_lab.profilers.visibility import seen_by_any_group
+from hae_lab.profilers.reach import seen_by_any_group
+from hae_lab.rules import mask_for
 
 SECTIONS = {
     "time_embed": "embedding", "label_emb": "embedding", "class_emb": "embedding",

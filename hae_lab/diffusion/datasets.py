@@ -1,0 +1,52 @@
+"""Data sets by name, each a function of the image size that returns (train, held-out); users may add their own."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from torch.utils.data import Dataset
+
+from hae_lab.checks import require, require_whole
+from hae_lab.diffusion.data import digits, phantoms, split_dataset
+from hae_lab.parts import Registry
+
+HELD_OUT = 256  # images
+
+Pair = tuple[Dataset, Dataset]
+
+
+def phantom_pair(size: int) -> Pair:
+    """Healthy heads."""
+    return phantoms(4000, size), phantoms(HELD_OUT, size, split="held-out")
+
+
+def lesion_pair(size: int) -> Pair:
+    """Half of the heads have a lesion: label 1."""
+    return phantoms(4000, size, lesions=0.5), phantoms(HELD_OUT, size, lesions=0.5, split="held-out")
+
+
+def digit_pair(size: int) -> Pair:
+    """The held-out fifth of the digits; 359 images."""
+    return split_dataset(digits(size))
+
+
+DATA: Registry[Callable[[int], Pair]] = Registry(
+    "data set", {"phantoms": phantom_pair, "lesions": lesion_pair, "digits": digit_pair}
+)
+
+
+def load_data(name: str, size: int) -> Pair:
+    """(train, held-out) by name: one of `DATA`, or "module:function" or "file.py:function", called with the image size.
+
+    Raises `HAELabError` for an unknown name, a function that cannot be imported, and one that returns anything else.
+    """
+    require(isinstance(name, str), f"a data set is named by a text, got {name!r}")
+    require_whole("size", size, 1)
+    return _loaded(DATA.find(name), size)
+
+
+@lru_cache(maxsize=4)  # a worker trains many models on the same images
+def _loaded(load: Callable[[int], Pair], size: int) -> Pair:
+    pair = load(size)
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    require(is_pair, f"{getattr(load, '__name__', load)} returns (train, held-out), two data sets, got {pair!r}")
+    return pair[0], pair[1]
