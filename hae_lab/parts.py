@@ -63,7 +63,7 @@ SLOT_PARTS: dict[str, Registry[Any]] = {
     "regions": Registry(
         "regions", {"linear": "hae_lab.models.slots:LinearRegions", "pooled": "hae_lab.models.slots:PooledRegions"}
     ),
-    "mlp": Registry("mlp", {"gelu": "hae_lab.models.slots:gelu_mlp"}),
+    "mlp": Registry("mlp", {"gelu": "hae_lab.models.slots:GeluMLP"}),
     "fusion": Registry(
         "fusion", {"concat": "hae_lab.models.slots:ConcatFusion", "mean": "hae_lab.models.slots:MeanFusion"}
     ),

@@ -13,7 +13,7 @@ from hae_lab import rules
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import TimestepBlock, group_norm, run_block
-from hae_lab.models.slots import fill_slot, slot_part
+from hae_lab.models.slots import fill_slot
 from hae_lab.presets import VARIANTS
 
 
@@ -40,14 +40,15 @@ class MSTB(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_sizes = tuple(patch_sizes)
-        self.regions, self.mask_rule, self.sparsity, self.mask_seed = regions, mask_rule, sparsity, mask_seed
-        regional = [p for p in self.patch_sizes if p > 1]
+        self.regions, self.mlp_name = regions, mlp
+        self.mask_rule, self.sparsity, self.mask_seed = mask_rule, sparsity, mask_seed
+        regional = tuple(p for p in self.patch_sizes if p > 1)
         self.local_norm = nn.LayerNorm(channels)
         self.regional_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in regional)
-        fill_slot(self, "region_tokens", slot_part("regions", regions)(channels, regional))
+        fill_slot(self, "regions", regions, channels, regional)
         self.multihead_attn = SparseMultiheadAttention(channels, num_heads, dropout)
         self.norm_out = nn.LayerNorm(channels)
-        self.mlp = slot_part("mlp", mlp)(channels, mlp_ratio, dropout)
+        fill_slot(self, "mlp", mlp, channels, mlp_ratio, dropout)
 
     def grid(self, height: int, width: int) -> TokenGrid:
         """Which token is which on a map of this size."""
@@ -67,7 +68,7 @@ class MSTB(nn.Module):
         mask = rules.mask_for(self.mask_rule, self.grid(*x.shape[2:]), self.sparsity, self.mask_seed)
         # no residual around the attention itself, as published
         attended = self.multihead_attn(self.tokens(x), mask)  # (B, HW, C)
-        out = attended + self.mlp(self.norm_out(attended))
+        out = attended + self.token_mlp(self.norm_out(attended))
         return x + out.mT.unflatten(2, x.shape[2:])
 
     def create_sparse_mask(self, seq_len: int, sparsity_ratio: float = 0.9) -> Tensor:
@@ -76,7 +77,8 @@ class MSTB(nn.Module):
         return torch.from_numpy(rules.mask_for("document", grid, sparsity_ratio, self.mask_seed).blocked())
 
     def extra_repr(self) -> str:
-        return f"regions={self.regions}, patch_sizes={self.patch_sizes}, mask={self.mask_rule}({self.sparsity})"
+        slots = f"regions={self.regions}, mlp={self.mlp_name}"
+        return f"{slots}, patch_sizes={self.patch_sizes}, mask={self.mask_rule}({self.sparsity})"
 
 
 class HybridBlock(TimestepBlock):
@@ -106,7 +108,7 @@ class HybridBlock(TimestepBlock):
                 group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
             )  # fmt: skip
         self.transformer_branch = MSTB(channels, dropout=dropout, **mstb_options)
-        fill_slot(self, "join", slot_part("fusion", fusion)(channels, cnn_branch))
+        fill_slot(self, "fusion", fusion, channels, cnn_branch)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return run_block(self._forward, self.use_checkpoint, x, emb)
