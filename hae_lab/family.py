@@ -6,6 +6,7 @@ fields; Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 from hae_lab import rules
@@ -63,17 +64,17 @@ class HAEConfig:
         _check_levels(self)
         _check_widths(self)
 
-    @property
+    @cached_property
     def rates(self) -> tuple[int, ...]:
         """Downsampling rate of each level, finest first."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
-    @property
+    @cached_property
     def channels(self) -> tuple[int, ...]:
         """Width of each level, finest first."""
         return tuple(mult * self.model_channels for mult in self.channel_mult)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Side of each level's feature map in pixels, finest first."""
         return tuple(self.image_size // rate for rate in self.rates)

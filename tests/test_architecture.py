@@ -25,7 +25,7 @@ from hae_lab.models import (
 from hae_lab.plots import architecture as plots
 from hae_lab.plots.base import VARIANT_COLOURS, Chart
 from hae_lab.profilers.anatomy import OTHER, hybrid_family, hybrid_rows, hybrid_table, unet_rows, unet_table
-from hae_lab.profilers.params import hybrid_formulas, parameter_formulas
+from hae_lab.profilers.formulas import hybrid_formulas, parameter_formulas
 
 HYBRIDS = [variant for variant in VARIANTS if variant != "unet"]
 PLACEMENTS = ("none", "upsample", "attention", "everywhere")

@@ -175,7 +175,7 @@ def test_index_form_makes_no_matrix():
 
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_same_seed_gives_the_same_mask_in_another_process(rule):
-    code = f"from hae_lab.masks import *; print(sha1(RULES[{rule!r}](TokenGrid(16, 16), 0.9, 4).blocked()).hexdigest())"
+    code = f"from hae_lab.rules import *; print(sha1(RULES[{rule!r}](TokenGrid(16, 16), 0.9, 4).blocked()).hexdigest())"
     python = [sys.executable, "-c", f"from hashlib import sha1; {code}"]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     digest = subprocess.run(python, env=environment, capture_output=True, text=True, check=True).stdout.strip()

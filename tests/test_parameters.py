@@ -8,7 +8,8 @@ from parity_data import COUNTS
 from torch import nn
 
 from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config
-from hae_lab.profilers.params import hybrid_formulas, parameter_formulas, parameter_parts, parameters
+from hae_lab.profilers.formulas import hybrid_formulas, parameter_formulas
+from hae_lab.profilers.params import parameter_parts, parameters
 
 SPLITS = {
     "total": "model", "encoder": "encoder", "middle": "middle", "decoder": "decoder",
@@ -77,7 +78,7 @@ def test_formula_equals_count_for_any_configuration(model_config):
 @given(configs(), st.sampled_from(["none", "upsample", "attention", "everywhere"]))
 def test_bounds_of_the_impossibility_proof_hold(model_config, placement):
     assume(all(width >= 8 for width in model_config.channels))
-    lite, v2 = (model_config.replace(**(VARIANTS[name] | {"placement": placement})) for name in ("lite", "v2"))
+    lite, v2 = (model_config.replace(**{**VARIANTS[name], "placement": placement}) for name in ("lite", "v2"))
     s = sum(lite.channels[level] ** 2 for level in lite.hybrid_levels)
     lite_params, v2_params = (parameter_formulas(each)["model"] for each in (lite, v2))
     assert lite_params - v2_params <= 8.5 * s

@@ -21,8 +21,8 @@ For example regional tokens that no weight has to learn:
     SLOT_PARTS["regions"]["max"] = MaxRegions
     model = hae_lab.build("v2", "lesson16", regions="max")
 
-Its parameters are counted on the module. A static method `formula(channels, grid, config) -> Cost`, if it has one, gives
-parameters and MACs without building it; else it is built and traced on the meta device, where it must run.
+Its parameters are counted on the module. A static method `formula(channels, grid, config) -> Cost`, if it has one,
+gives parameters and MACs without building it; else it is built and traced on the meta device, where it must run.
 `published_names` says that its layers stand in the block itself, as in published state dicts; such a part has nothing
 but layers, and its `forward` is all that is used of it.
 """

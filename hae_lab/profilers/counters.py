@@ -22,6 +22,7 @@ from hae_lab.models import build
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import Upsample
 from hae_lab.presets import VARIANTS, config
+from hae_lab.profilers.inputs import step_inputs
 from hae_lab.profilers.macs import BODY_SCORES, SCORES, compute, total
 from hae_lab.profilers.tracing import Call, to_meta, trace
 
@@ -42,7 +43,7 @@ def counters(configs: Mapping[str, HAEConfig]) -> pd.DataFrame:
     Columns: name, mask_rule, counter, mode, macs, ratio (to our formulas for what runs), unexplained_macs, reason, and
     the versions of the counters, on which they depend.
     """
-    rows = pd.DataFrame([row for name, model_config in configs.items() for row in _rows(name, model_config)])
+    rows = pd.DataFrame([row for name, model_config in configs.items() for row in _opinion_rows(name, model_config)])
     versions = {f"{package}_version": version(package) for package in ("torch", "fvcore", "torchinfo")}
     return rows.assign(**versions)
 
@@ -54,7 +55,7 @@ def flop_counter_macs(model: nn.Module, args: tuple[Any, ...], formulas: Mapping
     return counter.get_total_flops() // 2
 
 
-def _rows(name: str, model_config: HAEConfig) -> Iterator[dict[str, Any]]:
+def _opinion_rows(name: str, model_config: HAEConfig) -> Iterator[dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):
         opinions = list(_opinions(model_config))
     _, _, ours, _ = opinions[0]
@@ -73,7 +74,7 @@ def _rows(name: str, model_config: HAEConfig) -> Iterator[dict[str, Any]]:
 
 def _opinions(model_config: HAEConfig) -> Iterator[tuple[str, str, int, Reasons]]:
     """(counter, mode, MACs, reasons) of every counter, our formulas first."""
-    model, args = _masked_model(model_config), _inputs(model_config)
+    model, args = _masked_model(model_config), step_inputs(model_config, device="cpu", labels=True)
     with torch.device("meta"):
         on_meta = _masked_model(model_config)
     frame, calls = compute(model), trace(model, args)
@@ -97,12 +98,6 @@ def _masked_model(model_config: HAEConfig) -> nn.Module:
         if isinstance(module, SparseMultiheadAttention):
             module.kernel = "masked"
     return model
-
-
-def _inputs(model_config: HAEConfig) -> tuple[Tensor, ...]:
-    side = model_config.image_size
-    args = (torch.zeros(1, model_config.in_channels, side, side), torch.zeros(1))
-    return args if model_config.num_classes is None else (*args, torch.zeros(1, dtype=torch.int64))
 
 
 def _fused_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -20,21 +20,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hae_lab.checks import require
+from hae_lab.checks import require, require_whole
 from hae_lab.family import HAEConfig
-from hae_lab.models import MSTB, HybridBlock, build
+from hae_lab.models import build
 from hae_lab.models.attention import SparseMultiheadAttention, pairs_kept, pairs_run
 from hae_lab.models.layers import AttentionBlock
-from hae_lab.profilers.params import BLOCKS, HYBRID_PARTS, MSTB_PARTS, SECTIONS
+from hae_lab.profilers.inputs import step_inputs
+from hae_lab.profilers.places import BODY_SCORES, PROJECTIONS, SCORES, place
 from hae_lab.profilers.tracing import Call, trace
 
 ACCOUNTS = ("dense", "kept", "run", "document")
 MACS = [f"macs_{account}" for account in ACCOUNTS]
 FLOPS = [f"flops_{account}" for account in ACCOUNTS]
-PROJECTIONS = "attention projections"
-SCORES = "attention scores and values"
-BODY_SCORES = "self-attention scores and values"
-PARTS = {HybridBlock: HYBRID_PARTS, MSTB: MSTB_PARTS | {"multihead_attn": PROJECTIONS}}
 HYBRID_ORDER = ("timestep", "CNN branch", "projections", PROJECTIONS, SCORES, "MLP", "fusion", "hybrid block")
 KEYS = ["path", "module", "section", "block", "part", "level", "height", "width", "counted_by", "note"]
 
@@ -165,7 +162,7 @@ def compute(
     args, kwargs = _default_inputs(model, batch) if inputs is None else _split_inputs(inputs)
     calls = trace(model, args, kwargs)
     finest = max((max(size) for size in map(_map_size, calls) if size), default=0)
-    rows = [row for call in calls for row in _rows(call, finest)]
+    rows = [row for call in calls for row in _work_rows(model, call, finest)]
     return _add_up(pd.DataFrame(rows, columns=[*KEYS, *MACS]))
 
 
@@ -199,8 +196,7 @@ def per_sample(per_step: Any, steps: int, guidance: bool = False) -> Any:
 
     `per_step` is a number, a Series, or a frame of this module, whose macs_* and flops_* columns grow.
     """
-    require(isinstance(steps, int) and steps > 0, f"steps is a positive whole number, got {steps!r}")
-    passes = steps * (2 if guidance else 1)
+    passes = require_whole("steps", steps, 1) * (2 if guidance else 1)
     if not isinstance(per_step, pd.DataFrame):
         return per_step * passes
     return per_step.assign(**{name: per_step[name] * passes for name in [*MACS, *FLOPS] if name in per_step})
@@ -211,13 +207,8 @@ def _default_inputs(model: nn.Module, batch: int) -> tuple[tuple[Tensor, ...], d
     config = getattr(model, "config", None)
     kind = type(model).__name__
     require(isinstance(config, HAEConfig), f"{kind} has no HAEConfig in .config: say what it takes, inputs=(x, ...)")
-    require(isinstance(batch, int) and batch > 0, f"batch is a positive whole number, got {batch!r}")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    x = torch.empty(batch, config.in_channels, config.image_size, config.image_size, dtype=dtype, device="meta")
-    timesteps = torch.empty(batch, device="meta")
-    if config.num_classes is None:
-        return (x, timesteps), {}
-    return (x, timesteps, torch.empty(batch, dtype=torch.int64, device="meta")), {}
+    return step_inputs(config, batch, labels=True, dtype=dtype), {}
 
 
 def _split_inputs(inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -231,42 +222,30 @@ def _input(call: Call, index: int = 0, name: str = "") -> Any:
     return call.args[index] if index < len(call.args) else call.kwargs.get(name)
 
 
-def _rows(call: Call, finest: int) -> Iterator[dict[str, Any]]:
+def _work_rows(model: nn.Module, call: Call, finest: int) -> Iterator[dict[str, Any]]:
     """The rows of one call: by formula if it agrees with the operators that ran, else by these; then the unknown."""
     formula = FORMULAS.get(type(call.module).forward)
     parts, counted_by = list(formula(call)) if formula else [], "formula"
     if sum(part.run for part in parts) != call.macs:
         parts, counted_by = [Work.always(call.macs)], "operators"
-    place = _place(call, finest)
+    where = _where(model, call, finest)
     for part in parts:
         counts = dict(zip(MACS, (part.dense, part.kept, part.run, _as_published(call, part.document)), strict=True))
         if any(counts.values()):
-            where = place | ({"part": part.part} if part.part else {})
-            yield where | {"counted_by": counted_by, "note": part.note} | counts
+            named = {"part": part.part} if part.part else {}
+            yield where | named | {"counted_by": counted_by, "note": part.note} | counts
     if call.unknown:
         names = ", ".join(f"{name} x {count}" for name, count in call.unknown.items())
-        yield place | {"counted_by": "nobody", "note": f"no formula for {names}"} | dict.fromkeys(MACS, float("nan"))
+        yield where | {"counted_by": "nobody", "note": f"no formula for {names}"} | dict.fromkeys(MACS, float("nan"))
 
 
-def _place(call: Call, finest: int) -> dict[str, Any]:
-    """Where in the model a call happens."""
-    names = call.path.split(".")
-    section = next((SECTIONS[name] for name in names if name in SECTIONS), "other")
-    kinds = [name for around in call.chain() for kind, name in BLOCKS.items() if isinstance(around.module, kind)]
-    block = kinds[-1] if kinds else "embedding" if section == "embedding" else "convolution"
+def _where(model: nn.Module, call: Call, finest: int) -> dict[str, Any]:
+    """Where in the model a call happens, and on which map."""
+    where: dict[str, Any] = place(model, call.path)
+    part = PROJECTIONS if where["part"] == "attention" else where["part"]
     height, width = _map_size(call) or (None, None)
-    level = round(log2(finest / max(height, width))) if height else None
-    place = {"path": call.path, "module": type(call.module).__name__, "section": section, "block": block}
-    return place | {"part": _part(call, block), "level": level, "height": height, "width": width}
-
-
-def _part(call: Call, block: str) -> str:
-    for around in call.chain():
-        names = next((names for kind, names in PARTS.items() if isinstance(around.module, kind)), {})
-        attribute = call.path.removeprefix(around.path).lstrip(".").partition(".")[0]
-        if attribute in names:
-            return names[attribute]
-    return block
+    level = round(log2(finest / max(height, width))) if height and width else None
+    return where | {"part": part, "level": level, "height": height, "width": width}
 
 
 def _map_size(call: Call) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hae_lab.checks import require, require_name
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
+from hae_lab.profilers.inputs import step_inputs
 
 Cases = Mapping[str, Callable[[], object]]
 
@@ -158,13 +159,6 @@ def latency(
             model.train(modes[name])
     params = [sum(p.numel() for p in model.parameters()) for model in built.values()]
     return rows.assign(params=params, batch=batch, **environment(device))
-
-
-def step_inputs(config: HAEConfig, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """A noisy image (seed 0) and a timestep for each sample."""
-    shape = (batch, config.in_channels, config.image_size, config.image_size)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return x.to(device), torch.full((batch,), 500, device=device)
 
 
 def predict(model: nn.Module, x: Tensor, timesteps: Tensor) -> Tensor:

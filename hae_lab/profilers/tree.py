@@ -5,6 +5,7 @@ import torchinfo
 
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
+from hae_lab.profilers.inputs import step_inputs
 
 
 def module_tree(config: HAEConfig, depth: int = 5) -> str:
@@ -14,11 +15,9 @@ def module_tree(config: HAEConfig, depth: int = 5) -> str:
     """
     with torch.device("meta"):
         model = build(config).eval()
-        image = torch.empty(1, config.in_channels, config.image_size, config.image_size)
-        inputs = [image, torch.empty(1)] + ([] if config.num_classes is None else [torch.empty(1, dtype=torch.int64)])
     statistics = torchinfo.summary(
         model,
-        input_data=inputs,
+        input_data=list(step_inputs(config, labels=True)),
         depth=depth,
         device="meta",
         verbose=0,
