@@ -57,6 +57,13 @@ def require_whole(name: str, value: Any, low: int, high: int | None = None) -> i
     return index(value)
 
 
+def require_flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises `HAELabError` unless it is a truth value, Python's or numpy's."""
+    fits = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+    require(fits, f"{name} is True or False, got {value!r}")
+    return bool(value)
+
+
 def require_number(
     name: str,
     value: Any,

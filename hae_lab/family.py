@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from hae_lab import rules
-from hae_lab.checks import HAELabError, is_whole, require, require_name, require_number, require_whole
+from hae_lab.checks import HAELabError, is_whole, require, require_flag, require_name, require_number, require_whole
 from hae_lab.parts import SLOT_PARTS, Registry
 
 CHOICES = {
@@ -147,8 +147,7 @@ def _check_values(config: HAEConfig) -> None:
         require_name(name, getattr(config, name), choices)
     for field in fields(config):
         if field.type is bool:
-            value = getattr(config, field.name)
-            require(isinstance(value, bool), f"{field.name} is True or False, got {value!r}")
+            checked[field.name] = require_flag(field.name, getattr(config, field.name))
     rules.RULES.find(config.mask_rule)
     for name, parts in SLOT_PARTS.items():
         require_part(parts, getattr(config, name))
@@ -157,7 +156,7 @@ def _check_values(config: HAEConfig) -> None:
     checked["mlp_ratio"] = require_number("mlp_ratio", config.mlp_ratio, 0, low_open=True)
     checked["mask_seed"] = require_whole("mask_seed", config.mask_seed, 0)
     if config.num_classes is not None:
-        checked["num_classes"] = require_whole("num_classes", config.num_classes, 1)
+        checked["num_classes"] = require_whole("num_classes, if there are classes,", config.num_classes, 1)
     for name, value in checked.items():
         object.__setattr__(config, name, value)
 

@@ -34,6 +34,11 @@ class Variant(Mapping[str, Any]):
         """Whether it has hybrid blocks; the control has none."""
         return self.changes.get("placement") != "none"
 
+    def describes(self, config: HAEConfig) -> bool:
+        """Whether a config has the values of this variant; without hybrid blocks, what they hold does not count."""
+        alike = self.has_blocks == (config.placement != "none")
+        return alike and all(getattr(config, field) == value for field, value in self.changes.items())
+
 
 # `unet` is the control: the same body without hybrid blocks.
 VARIANTS: dict[str, Variant] = {
@@ -66,6 +71,12 @@ def register_variant(name: str, title: str, **changes: Any) -> None:
 def variant_title(name: str) -> str:
     """The title of a variant; any other name is its own."""
     return VARIANTS[name].title if name in VARIANTS else str(name)
+
+
+def variant_of(config: HAEConfig) -> str | None:
+    """The variant that a config is, the one that says most of it if several describe it, or None."""
+    names = [name for name, variant in VARIANTS.items() if variant.describes(config)]
+    return max(names, key=lambda name: len(VARIANTS[name]), default=None)
 
 
 def _known_fields(changes: Mapping[str, Any]) -> Mapping[str, Any]:

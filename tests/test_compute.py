@@ -249,7 +249,7 @@ def test_per_sample_multiplies_steps_and_guidance():
     assert (sampled["level"].dropna() == frame["level"].dropna()).all()
     assert per_sample(7, steps=10) == 70
     assert per_sample(total(frame), steps=3)["macs_run"] == 3 * frame["macs_run"].sum()
-    with pytest.raises(HAELabError, match="steps is a positive whole number, got 0"):
+    with pytest.raises(HAELabError, match="steps is a whole number from 1, got 0"):
         per_sample(7, steps=0)
 
 
@@ -516,7 +516,7 @@ def test_a_large_model_takes_little_memory():
 
 
 def test_messages():
-    with pytest.raises(HAELabError, match="batch is a positive whole number, got 0"):
+    with pytest.raises(HAELabError, match="batch is a whole number from 1, got 0"):
         compute(config("hae", "tiny"), batch=0)
     with pytest.raises(HAELabError, match="Linear cannot be traced on the meta device"):
         compute(nn.Linear(4, 4), inputs=torch.zeros(3, 5))

@@ -4,7 +4,7 @@ Source: the HAE design document, sections 1.1, 1.2, 2.1, 2.2, 3.1, 3.2; `referen
 The document's class names stand at the end; each fixes the slots and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ class MSTB(nn.Module):
     Slot `regions` makes the tokens of the pixels and one C-wide token of each p x p patch; slot `mlp` is the token MLP,
     `mlp_ratio` its hidden width over C. See `models.slots`. A patch size that does not divide the map is left out.
     """
+
+    slot_layers: dict[str, tuple[str, ...]]
+    region_tokens: Callable[[Tensor, Sequence[int]], list[Tensor]]
+    token_mlp: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -87,6 +91,9 @@ class HybridBlock(TimestepBlock):
     Slot `fusion` joins them, see `models.slots`; without `cnn_branch` it sees the Transformer branch alone. Further
     keywords go to the `MSTB`. Document, sections 1.2 and 2.2.
     """
+
+    slot_layers: dict[str, tuple[str, ...]]
+    join: Callable[[Tensor, Tensor | None], Tensor]
 
     def __init__(
         self,

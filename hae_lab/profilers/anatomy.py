@@ -17,8 +17,10 @@ from hae_lab.family import HAEConfig
 from hae_lab.models import MSTB, HAEUNet, HybridBlock, build
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample
 from hae_lab.models.unet import ConditionedSequential
-from hae_lab.presets import VARIANTS, config
-from hae_lab.profilers.params import SECTIONS
+from hae_lab.parts import SLOT_PARTS
+from hae_lab.presets import VARIANTS, config, variant_of
+from hae_lab.profilers.inputs import step_inputs
+from hae_lab.profilers.places import SECTIONS
 from hae_lab.profilers.tracing import Call, trace
 
 KINDS = {
@@ -30,11 +32,8 @@ OTHER = "HAE with other slots"
 
 
 def variant_name(model_config: HAEConfig) -> str:
-    """The variant that has these slots, or `OTHER` if none has."""
-    same = (
-        name for name, slots in VARIANTS.items() if all(getattr(model_config, s) == value for s, value in slots.items())
-    )
-    return next(same, OTHER)
+    """The variant that a config is, or `OTHER` if it is none."""
+    return variant_of(model_config) or OTHER
 
 
 # The U-Net
@@ -51,12 +50,12 @@ def unet_rows(config_or_model: HAEConfig | HAEUNet) -> pd.DataFrame:
     model = _on_meta(config_or_model) if isinstance(config_or_model, HAEConfig) else config_or_model
     joins = Joins()
     with joins:
-        calls = [call for call in trace(model, _inputs(model.config)) if _is_block(call)]
+        calls = [call for call in trace(model, step_inputs(model.config, labels=True)) if _is_block(call)]
     made_by = {id(call.output): call.path for call in calls}
     rows = [
         {
             "variant": variant_name(model.config),
-            **_place(call, model.config),
+            **_position(call, model.config),
             **_shapes(call),
             "skip_from": made_by.get(id(joins.second(call.args[0])), ""),
             "params": _params(call.module),
@@ -80,7 +79,11 @@ class Joins(TorchFunctionMode):
         self.made: dict[int, tuple[Tensor, list[Tensor]]] = {}  # the tensors are kept, so their ids stay theirs
 
     def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
         if function is torch.cat:
@@ -98,14 +101,6 @@ def _on_meta(model_config: HAEConfig) -> HAEUNet:
         return build(model_config)
 
 
-def _inputs(model_config: HAEConfig) -> tuple[Tensor, ...]:
-    """One meta image, its timestep, and its label if the model takes one."""
-    with torch.device("meta"):
-        image = torch.empty(1, model_config.in_channels, model_config.image_size, model_config.image_size)
-        label = () if model_config.num_classes is None else (torch.empty(1, dtype=torch.int64),)
-        return image, torch.empty(1), *label
-
-
 def _is_block(call: Call) -> bool:
     """A layer of the body, or a whole module of the top that is no list of layers."""
     parent = call.parent
@@ -114,7 +109,7 @@ def _is_block(call: Call) -> bool:
     return parent.parent is None or isinstance(parent.module, ConditionedSequential)
 
 
-def _place(call: Call, model_config: HAEConfig) -> dict[str, Any]:
+def _position(call: Call, model_config: HAEConfig) -> dict[str, Any]:
     section = SECTIONS[call.path.split(".")[0]]
     level = None if section == "embedding" else model_config.sizes.index(call.output.shape[-1])
     kind = "embedding" if section == "embedding" else _kind(call.module)
@@ -148,6 +143,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.GELU: lambda layer: "GELU",
 }
 MSTB_PATH = "transformer_branch"
+Shapes = dict[str, tuple[str, str]]  # path in the block -> shape of what goes in, and of what comes out
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,8 @@ def hybrid_rows(model_config: HAEConfig, level: int | None = None) -> pd.DataFra
     """
     block, side = _hybrid_block(model_config, level)
     with torch.device("meta"):
-        inputs = torch.empty(1, block.fusion_conv.out_channels, side, side), torch.empty(1, model_config.time_embed_dim)
+        image = torch.empty(1, model_config.channels[model_config.sizes.index(side)], side, side)
+        inputs = image, torch.empty(1, model_config.time_embed_dim)
     shapes = {call.path: (_shape(call.args[0]), _shape(call.output)) for call in trace(block, inputs)}
     frame = pd.DataFrame([_step_row(step, block, model_config) for step in _steps(block, side, shapes)])
     frame.insert(0, "variant", variant_name(model_config))
@@ -184,9 +181,12 @@ def hybrid_rows(model_config: HAEConfig, level: int | None = None) -> pd.DataFra
 def hybrid_table(configs: Mapping[str, HAEConfig], level: int | None = None) -> pd.DataFrame:
     """`hybrid_rows` of several configs, one below the other; the column `variant` holds their names.
 
-    The column `changed` says whether the step belongs to a slot that differs from the config before. A slot differs if
-    its steps do: `fusion` without a CNN branch, for example, never does.
+    Without a `level` it is the finest that has a block in all of them. The column `changed` says whether the step
+    belongs to a slot that differs from the config before. A slot differs if its steps do: `fusion` without a CNN
+    branch, for example, never does.
     """
+    common = set.intersection(*(set(model_config.hybrid_levels) for model_config in configs.values()))
+    level = min(common, default=None) if level is None else level
     frames: list[pd.DataFrame] = []
     for name, model_config in configs.items():
         rows = hybrid_rows(model_config, level).assign(variant=name)
@@ -197,9 +197,9 @@ def hybrid_table(configs: Mapping[str, HAEConfig], level: int | None = None) -> 
 
 
 def hybrid_family(preset: str = "brats128", level: int | None = None, **changes: Any) -> pd.DataFrame:
-    """`hybrid_table` of HAE, Lite and V2 on a preset's body."""
-    variants = [variant for variant in VARIANTS if variant != "unet"]
-    return hybrid_table({variant: config(variant, preset, **changes) for variant in variants}, level)
+    """`hybrid_table` of the variants with hybrid blocks on a preset's body."""
+    names = [name for name, variant in VARIANTS.items() if variant.has_blocks]
+    return hybrid_table({name: config(name, preset, **changes) for name in names}, level)
 
 
 def _hybrid_block(model_config: HAEConfig, level: int | None) -> tuple[HybridBlock, int]:
@@ -212,7 +212,9 @@ def _hybrid_block(model_config: HAEConfig, level: int | None) -> tuple[HybridBlo
     return blocks[levels.index(level)], model_config.sizes[level]
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(value: Any) -> str:
+    """The shape of a tensor, or of the first of several, without the batch."""
+    tensor = value if isinstance(value, Tensor) else value[0]
     return " × ".join(map(str, tensor.shape[1:]))
 
 
@@ -222,9 +224,10 @@ def _acts(rows: pd.DataFrame, slot: str) -> list[tuple[str, str]]:
 
 
 def _step_row(step: Step, block: HybridBlock, model_config: HAEConfig) -> dict[str, Any]:
+    mlp = "" if model_config.mlp == "gelu" else f"{model_config.mlp}, "
     choices = {
         "regions": model_config.regions,
-        "mlp_ratio": f"{model_config.mlp_ratio:g}",
+        "mlp_ratio": f"{mlp}{model_config.mlp_ratio:g}",
         "fusion": model_config.fusion if model_config.cnn_branch else "one branch",
     }
     modules = [block.get_submodule(path) for path in step.paths]
@@ -238,33 +241,39 @@ def _operation(module: nn.Module) -> str:
     return ", ".join(OPERATIONS[type(layer)](layer) for layer in module.modules() if type(layer) in OPERATIONS)
 
 
-def _steps(block: HybridBlock, side: int, shapes: dict[str, tuple[str, str]]) -> Iterator[Step]:
+def _steps(block: HybridBlock, side: int, shapes: Shapes) -> Iterator[Step]:
     feature_map = shapes[""][0]
     yield Step("input", "both", feature_map, feature_map, "")
-    emb, fuse = block.emb_layers, block.fusion_conv
-    timestep = f"{_operation(emb)}, added"
+    timestep = f"{_operation(block.emb_layers)}, added"
     yield Step("timestep", "both", *shapes["emb_layers"], timestep, ("emb_layers",), "timestep")
     if block.cnn_branch:
-        conv = block.conv_branch
-        yield Step("CNN branch", "CNN", *shapes["conv_branch"], _operation(conv), ("conv_branch",), "CNN branch")
+        conv = _operation(block.conv_branch)
+        yield Step("CNN branch", "CNN", *shapes["conv_branch"], conv, ("conv_branch",), "CNN branch")
     yield from _token_steps(block.transformer_branch, side, shapes, feature_map)
     yield from _transformer_steps(block.transformer_branch, shapes, feature_map)
-    fusion = f"{block.fusion}, {_operation(fuse)}" if block.cnn_branch else _operation(fuse)
-    yield Step("fusion", "both", *shapes["fusion_conv"], fusion, ("fusion_conv",), "fusion", "fusion")
+    paths, shape_in, shape_out, operation = _slot_layers(block, "fusion", "", shapes)
+    operation = _joined(block.fusion if block.cnn_branch else "", operation)
+    yield Step("fusion", "both", shape_in, shape_out, operation, paths, "fusion", "fusion")
     yield Step("residual", "both", feature_map, feature_map, "+ block input")
 
 
-def _token_steps(mstb: MSTB, side: int, shapes: dict[str, tuple[str, str]], feature_map: str) -> Iterator[Step]:
+def _token_steps(mstb: MSTB, side: int, shapes: Shapes, feature_map: str) -> Iterator[Step]:
     """From the map to one token a pixel and one a patch."""
-    of_slot = {"branch": "Transformer", "part": "projections", "slot": "regions"}
-    if mstb.regions == "pooled":
-        path, operation = f"{MSTB_PATH}.shared_patch_embed", _operation(mstb.shared_patch_embed)
-        yield Step("shared projection", "Transformer", *shapes[path], operation, (path,), "projections", "regions")
+    of_slot: dict[str, Any] = {"branch": "Transformer", "part": "projections", "slot": "regions"}
+    regional = [p for p in mstb.patch_sizes if p > 1]
+    lists, shared = _region_layers(mstb, len(regional))
     pixels = shapes[f"{MSTB_PATH}.local_norm"][0]
+    for path in shared:
+        shape_in, shape_out = shapes.get(path, (feature_map, pixels))
+        operation = _operation(mstb.get_submodule(path.removeprefix(f"{MSTB_PATH}.")))
+        yield Step(
+            "shared projection", "Transformer", shape_in, shape_out, operation, (path,), "projections", "regions"
+        )
     yield Step("pixels", shape_in=feature_map, shape_out=pixels, operation="flatten", **of_slot)
-    for index, p in enumerate(p for p in mstb.patch_sizes if p > 1):
-        paths = (f"{MSTB_PATH}.patch_projections.{index}",) if mstb.regions == "linear" else ()
-        operation = _operation(mstb.patch_projections[index]) if paths else "mean"
+    for index, p in enumerate(regional):
+        paths = tuple(f"{MSTB_PATH}.{name}.{index}" for name in lists)
+        own = [_operation(mstb.get_submodule(f"{name}.{index}")) for name in lists]
+        operation = _joined(*own) if own else _patch_operation(mstb.regions)
         tokens, _ = shapes.get(f"{MSTB_PATH}.regional_norms.{index}", ("", ""))
         if not tokens:
             operation = f"left out, {p} does not divide {side}"
@@ -272,9 +281,27 @@ def _token_steps(mstb: MSTB, side: int, shapes: dict[str, tuple[str, str]], feat
         yield Step(f"{p}×{p} patches", shape_in=before, shape_out=tokens, operation=operation, paths=paths, **of_slot)
 
 
-def _transformer_steps(mstb: MSTB, shapes: dict[str, tuple[str, str]], feature_map: str) -> Iterator[Step]:
+def _region_layers(mstb: MSTB, scales: int) -> tuple[list[str], list[str]]:
+    """Of the layers that make tokens: names of the lists with one a scale, paths of those that all scales share."""
+    lists, shared = [], []
+    for name in mstb.slot_layers["regions"]:
+        layer = mstb.get_submodule(name)
+        if isinstance(layer, nn.ModuleList) and len(layer) == scales:
+            lists.append(name)
+        elif _params(layer):
+            shared.append(f"{MSTB_PATH}.{name}")
+    return lists, shared
+
+
+def _patch_operation(regions: str) -> str:
+    """What makes one token of a patch, if no layer does."""
+    part = SLOT_PARTS["regions"].find(regions)
+    return str(getattr(part, "patch_operation", getattr(part, "__name__", regions)))
+
+
+def _transformer_steps(mstb: MSTB, shapes: Shapes, feature_map: str) -> Iterator[Step]:
     """From the tokens back to the map."""
-    attention, norm_out, mlp = (f"{MSTB_PATH}.{name}" for name in ("multihead_attn", "norm_out", "mlp"))
+    attention, norm_out = f"{MSTB_PATH}.multihead_attn", f"{MSTB_PATH}.norm_out"
     tokens, attended = shapes[attention]
     norms = (f"{MSTB_PATH}.local_norm", f"{MSTB_PATH}.regional_norms")
     unused = sum(f"{norms[1]}.{index}" not in shapes for index in range(len(mstb.regional_norms)))
@@ -283,5 +310,22 @@ def _transformer_steps(mstb: MSTB, shapes: dict[str, tuple[str, str]], feature_m
     operation = f"{mstb.multihead_attn.heads} heads, mask {mstb.mask_rule} ({mstb.sparsity:g})"
     yield Step("attention", "Transformer", tokens, attended, operation, (attention,), "attention")
     yield Step("norm out", "Transformer", *shapes[norm_out], _operation(mstb.norm_out), (norm_out,), "norms")
-    yield Step("MLP", "Transformer", *shapes[mlp], _operation(mstb.mlp), (mlp,), "MLP", "mlp_ratio")
+    paths, shape_in, shape_out, operation = _slot_layers(mstb, "mlp", f"{MSTB_PATH}.", shapes)
+    operation = _joined("" if mstb.mlp_name == "gelu" else mstb.mlp_name, operation)
+    yield Step("MLP", "Transformer", shape_in, shape_out, operation, paths, "MLP", "mlp_ratio")
     yield Step("sums", "Transformer", attended, feature_map, "+ attention output, + branch input")
+
+
+def _slot_layers(
+    owner: MSTB | HybridBlock, slot: str, prefix: str, shapes: Shapes
+) -> tuple[tuple[str, ...], str, str, str]:
+    """Paths of the layers of a slot, the shape before the first and after the last, and what they do."""
+    names = owner.slot_layers[slot]
+    paths = tuple(f"{prefix}{name}" for name in names)
+    called = [shapes[path] for path in paths if path in shapes] or [("", "")]
+    operation = _joined(*(_operation(owner.get_submodule(name)) for name in names))
+    return paths, called[0][0], called[-1][1], operation
+
+
+def _joined(*operations: str) -> str:
+    return ", ".join(operation for operation in operations if operation)

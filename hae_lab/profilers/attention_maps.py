@@ -1,7 +1,7 @@
 """What each head of a multi-scale block attends to, for one pixel of one image."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def attention_maps(
     """
     blocks = [name for name, module in model.named_modules() if isinstance(module, MSTB)]
     require(path in blocks, f"no multi-scale block at {path!r}: this model has {', '.join(blocks) or 'none'}")
-    block = model.get_submodule(path)
+    block = cast(MSTB, model.get_submodule(path))
     tokens, mask = _caught_inputs(model, inputs, block)
     require(
         0 <= pixel < mask.grid.n_local, f"pixel {pixel} is not on the map: it has pixels 0 to {mask.grid.n_local - 1}"

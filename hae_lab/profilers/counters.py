@@ -23,7 +23,8 @@ from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import Upsample
 from hae_lab.presets import VARIANTS, config
 from hae_lab.profilers.inputs import step_inputs
-from hae_lab.profilers.macs import BODY_SCORES, SCORES, compute, total
+from hae_lab.profilers.macs import compute, total
+from hae_lab.profilers.places import BODY_SCORES, SCORES
 from hae_lab.profilers.tracing import Call, to_meta, trace
 
 Reasons = dict[str, int]  # why a counter disagrees -> MACs that it has more (or less, below 0) than the formulas
@@ -48,7 +49,9 @@ def counters(configs: Mapping[str, HAEConfig]) -> pd.DataFrame:
     return rows.assign(**versions)
 
 
-def flop_counter_macs(model: nn.Module, args: tuple[Any, ...], formulas: Mapping[Any, Callable] | None = None) -> int:
+def flop_counter_macs(
+    model: nn.Module, args: tuple[Any, ...], formulas: Mapping[Any, Callable[..., Any]] | None = None
+) -> int:
     """MACs of one forward pass by torch's FlopCounterMode, half of its FLOPs."""
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=dict(formulas or {})) as counter:
         model(*args)

@@ -1,12 +1,20 @@
 """What a model of the family takes for one denoising step."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hae_lab.checks import require_whole
+from hae_lab.checks import HAELabError, require_whole
 from hae_lab.family import HAEConfig
 
 TIMESTEP = 500
+
+
+def config_of(model: nn.Module, instead: str = "") -> HAEConfig:
+    """The config of a model of the family. Raises `HAELabError`, which says what to do `instead`, if it has none."""
+    config = getattr(model, "config", None)
+    if isinstance(config, HAEConfig):
+        return config
+    raise HAELabError(f"{type(model).__name__} has no HAEConfig in .config{instead and ': '}{instead}")
 
 
 def step_inputs(

@@ -25,7 +25,7 @@ from hae_lab.family import HAEConfig
 from hae_lab.models import build
 from hae_lab.models.attention import SparseMultiheadAttention, pairs_kept, pairs_run
 from hae_lab.models.layers import AttentionBlock
-from hae_lab.profilers.inputs import step_inputs
+from hae_lab.profilers.inputs import config_of, step_inputs
 from hae_lab.profilers.places import BODY_SCORES, PROJECTIONS, SCORES, place
 from hae_lab.profilers.tracing import Call, trace
 
@@ -204,9 +204,7 @@ def per_sample(per_step: Any, steps: int, guidance: bool = False) -> Any:
 
 def _default_inputs(model: nn.Module, batch: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Arguments on the meta device as a denoising step has them, with labels if the model takes some."""
-    config = getattr(model, "config", None)
-    kind = type(model).__name__
-    require(isinstance(config, HAEConfig), f"{kind} has no HAEConfig in .config: say what it takes, inputs=(x, ...)")
+    config = config_of(model, "say what it takes, inputs=(x, ...)")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return step_inputs(config, batch, labels=True, dtype=dtype), {}
 
@@ -251,7 +249,7 @@ def _where(model: nn.Module, call: Call, finest: int) -> dict[str, Any]:
 def _map_size(call: Call) -> tuple[int, int] | None:
     """Height and width of the map that the call, or else the innermost call around it, puts out."""
     outputs = (around.output for around in call.chain())
-    return next((tuple(out.shape[2:]) for out in outputs if isinstance(out, Tensor) and out.dim() == 4), None)
+    return next(((out.shape[2], out.shape[3]) for out in outputs if isinstance(out, Tensor) and out.dim() == 4), None)
 
 
 def _as_published(call: Call, macs: int) -> int:
@@ -276,4 +274,8 @@ def _add_up(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _sums(frame: pd.DataFrame, keys: list[Any]) -> pd.DataFrame:
     groups = frame.groupby(keys, observed=True)
-    return groups[[*MACS, *FLOPS]].agg(lambda column: column.sum(skipna=False)).reset_index()
+    return groups[[*MACS, *FLOPS]].agg(_sum_of_all).reset_index()
+
+
+def _sum_of_all(column: "pd.Series[float]") -> float:
+    return column.sum(skipna=False)

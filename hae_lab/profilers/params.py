@@ -64,7 +64,7 @@ def parameter_parts(config: HAEConfig) -> pd.DataFrame:
 
 def _owned_params(model: nn.Module) -> Iterator[tuple[str, int]]:
     """(path, count) of each module that holds parameters itself; a shared parameter counts at its first owner."""
-    seen = set()
+    seen: set[int] = set()
     for path, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(map(id, own))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hae_lab.checks import require, require_name
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
-from hae_lab.profilers.inputs import step_inputs
+from hae_lab.profilers.inputs import config_of, step_inputs
 
 Cases = Mapping[str, Callable[[], object]]
 
@@ -31,8 +32,10 @@ def interleaved(
 
     Columns: case, ms_median, ms_q1, ms_q3, repeats, threads, clock. The number of torch threads is restored.
     """
+    require_whole("repeats", repeats, 1)
+    require_whole("warmup", warmup, 0)
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(require_whole("threads", threads, 1))
     try:
         for run in list(cases.values()) * warmup:
             run()
@@ -80,7 +83,9 @@ def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: object)
         child.join()
 
 
-def _measure_peak(sender, prepare: Callable[..., Callable[[], object]], arguments: tuple) -> None:
+def _measure_peak(
+    sender: Connection, prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]
+) -> None:
     torch.set_num_threads(1)
     torch.ones(8, 8) @ torch.ones(8, 8)  # torch's own buffers do not count
     before = _reset_peak()
@@ -142,7 +147,7 @@ def latency(
 
     Configs are built with seed 0; modules need an HAEConfig in `.config`, and stay in the mode they were in.
     Columns: case, ms_median, ms_q1, ms_q3, repeats, threads, clock, params, batch, and the device with its versions.
-    Raises `HAELabError` for no models, or for a device that is not there.
+    Raises `HAELabError` for no models, a module without a config, or a device that is not there.
     """
     require(len(models) > 0, 'name at least one model, for example {"v2": hae_lab.config("v2", "lesson16")}')
     check_device(device)
@@ -150,7 +155,7 @@ def latency(
     modes = {name: model.training for name, model in built.items()}
     try:
         cases = {
-            name: partial(predict, model.eval().to(device), *step_inputs(model.config, batch, device))
+            name: partial(predict, model.eval().to(device), *step_inputs(config_of(model), batch, device))
             for name, model in built.items()
         }
         rows = interleaved(cases, repeats=repeats, threads=threads, device=device)

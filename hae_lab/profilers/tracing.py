@@ -79,7 +79,7 @@ class Call:
     """One call of a module: what went in and came out, and the work done in it but in none of its children."""
 
     path: str
-    module: nn.Module
+    module: Any  # an nn.Module, whose class the reader knows
     parent: "Call | None"
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Call:
 
     def chain(self) -> Iterator["Call"]:
         """The call itself, then those that it was made in, innermost first."""
-        call = self
+        call: Call | None = self
         while call is not None:
             yield call
             call = call.parent
@@ -100,12 +100,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
 
     Raises `HAELabError` for a model or inputs that cannot run on the meta device.
     """
-    args, kwargs = to_meta(args), to_meta(dict(kwargs or {}))
+    args, keywords = to_meta(args), to_meta(dict(kwargs or {}))
     state = {name: to_meta(tensor) for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     recorder = Recorder(model)
     try:
         with _unchanged(model), recorder.hooks(), torch.no_grad(), torch.device("meta"), recorder:
-            functional_call(model, state, args, kwargs)
+            functional_call(model, state, args, keywords)
     except HAELabError:
         raise
     except Exception as error:
@@ -150,8 +150,9 @@ class Recorder(TorchDispatchMode):
     def _give_up(self, failed: Call) -> None:
         """A call raised an exception that was caught further out: its work counts as its parent's."""
         self.calls.remove(failed)
-        failed.parent.macs += failed.macs
-        failed.parent.unknown += failed.unknown
+        if failed.parent is not None:
+            failed.parent.macs += failed.macs
+            failed.parent.unknown += failed.unknown
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -63,7 +63,7 @@ def test_replace_changes_one_field_and_keeps_the_original():
 
 
 def test_variants_are_the_documents_slots():
-    assert VARIANTS == {
+    assert {name: dict(variant) for name, variant in VARIANTS.items()} == {
         "unet": {"placement": "none"},
         "hae": {"regions": "linear", "mlp_ratio": 4, "fusion": "concat"},
         "lite": {"regions": "pooled", "mlp_ratio": 4, "fusion": "mean"},
@@ -208,11 +208,11 @@ def test_unknown_field_is_refused_by_replace_and_build_and_json():
         ("tiny", {"mstb_heads": 5}, ["mstb_heads=5", "[32]", "(16, 32)"]),
         ("wide128", {"attention_resolutions": (32, 16, 8)}, ["rates, not sizes", "[32, 16]", "(1, 2, 4, 8)"]),
         ("brats128", {"image_size": 72}, ["image_size 72", "4 times", "multiple of 16", "5 levels"]),
-        ("tiny", {"image_size": 0}, ["image_size", "positive whole number, got 0"]),
-        ("tiny", {"model_channels": 16.0}, ["model_channels", "positive whole number, got 16.0"]),
+        ("tiny", {"image_size": 0}, ["image_size", "whole number from 1, got 0"]),
+        ("tiny", {"model_channels": 16.0}, ["model_channels", "whole number from 1, got 16.0"]),
         ("tiny", {"model_channels": 15, "num_heads": 1, "mstb_heads": 1}, ["model_channels", "even", "got 15"]),
-        ("tiny", {"in_channels": True}, ["in_channels", "positive whole number, got True"]),
-        ("tiny", {"num_classes": 0}, ["num_classes", "None or a positive whole number, got 0"]),
+        ("tiny", {"in_channels": True}, ["in_channels", "whole number from 1, got True"]),
+        ("tiny", {"num_classes": 0}, ["num_classes", "whole number from 1, got 0"]),
         ("tiny", {"channel_mult": ()}, ["channel_mult is empty", "(1, 2, 2)"]),
         ("tiny", {"channel_mult": (1, 0.5)}, ["channel_mult", "positive whole numbers, got (1, 0.5)"]),
         ("tiny", {"channel_mult": "1,2"}, ["channel_mult", "positive whole numbers, got '1,2'"]),
