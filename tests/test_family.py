@@ -3,6 +3,7 @@
 import json
 from dataclasses import FrozenInstanceError, asdict, fields
 
+import numpy as np
 import pytest
 import torch
 from parity_data import COUNTS
@@ -10,6 +11,7 @@ from parity_data import COUNTS
 from hae_lab import PRESETS, VARIANTS, HAEConfig, HAELabError, build, config
 from hae_lab.family import hybrid_sites
 from hae_lab.models import HybridBlock
+from hae_lab.presets import variant_of
 
 PLACEMENTS = ("none", "upsample", "attention", "everywhere")
 SECTIONS = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
@@ -274,3 +276,47 @@ def test_json_that_lacks_fields_is_refused_with_their_names():
     values = json.loads(config("hae", "tiny").to_json())
     del values["image_size"]
     assert "image_size" in refusal(HAEConfig.from_json, json.dumps(values))
+
+
+# numpy's numbers
+
+
+def test_numpys_numbers_are_pythons_afterwards():
+    numpys = {
+        "image_size": np.int64(16),
+        "model_channels": np.array(16),
+        "channel_mult": np.array([1, 2]),
+        "attention_resolutions": [np.int32(2)],
+        "num_classes": np.uint8(3),
+        "sparsity": np.float32(0.5),
+        "mlp_ratio": np.array(4.0),
+        "mask_seed": np.int16(7),
+        "use_checkpoint": np.bool_(True),
+    }
+    given = config("hae", "tiny", **numpys)
+    plain = config("hae", "tiny", sparsity=0.5, mask_seed=7, use_checkpoint=True)
+    assert (given, hash(given)) == (plain, hash(plain))
+    values = [getattr(given, name) for name in numpys]
+    kinds = {type(item) for value in values for item in (value if isinstance(value, tuple) else (value,))}
+    assert kinds == {int, float, bool}
+    assert HAEConfig.from_json(given.to_json()) == given
+
+
+@pytest.mark.parametrize("value", [np.array([16]), np.float64(16), np.array([8, 8]), np.bool_(True), "16", None])
+def test_what_is_no_whole_number_is_refused(value):
+    assert f"image_size is a whole number from 1, got {value!r}" in refusal(config, "hae", "tiny", image_size=value)
+
+
+# variants as data
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_config_knows_its_variant(preset):
+    assert [variant_of(config(variant, preset)) for variant in VARIANTS] == list(VARIANTS)
+
+
+def test_other_slots_are_no_variant():
+    assert variant_of(config("lite", "tiny", fusion="concat")) is None
+    assert variant_of(config("lite", "tiny", mlp_ratio=0.25)) == "v2"
+    assert variant_of(config("v2", "tiny", placement="everywhere")) == "v2"
+    assert variant_of(config("v2", "tiny", placement="none")) == "unet"

@@ -172,3 +172,29 @@ def test_counting_leaves_the_model_as_it_was():
 def test_unknown_variant_is_named():
     with pytest.raises(HAELabError, match="unknown variant 'lit': did you mean 'lite'"):
         parameters(config("lit"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("unet", {}),
+        ("hae", {}),
+        ("lite", {}),
+        ("hae", {"num_classes": 2}),
+        ("hae", {"mask_rule": "always_regional"}),
+        ("hae", {"placement": "everywhere", "patch_sizes": (1, 2, 3)}),
+    ],
+    ids=str,
+)
+def test_dead_are_those_that_no_gradient_reaches(variant, changes):
+    model = build(variant, "lesson16", dropout=0.0, **changes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():  # some begin at zero, and would stop the gradients of others
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    x = torch.randn(2, 1, 16, 16, generator=generator)
+    labels = (torch.tensor([0, 1]),) if model.config.num_classes else ()
+    model(x, torch.tensor([10, 700]), *labels).square().sum().backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    frame = parameters(model)
+    assert set(frame.loc[frame["dead"] != "", "path"]) == {name.rpartition(".")[0] for name in still}
