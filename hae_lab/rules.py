@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from hae_lab.checks import require, require_name
+from hae_lab.checks import require, require_name, require_number, require_whole
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.parts import Registry
 
@@ -88,13 +88,22 @@ RULES: Registry[Rule] = Registry(
 
 
 def mask_for(rule: str, grid: TokenGrid, sparsity: float = 0.9, seed: int = 0) -> SparseMask:
-    """The mask of a rule on a grid, from a cache that all layers share. Raises `HAELabError` for an unknown rule."""
-    return _cached(RULES.find(rule), grid, sparsity, seed)
+    """The mask of a rule on a grid, from a cache that all layers share.
+
+    Raises `HAELabError` for an unknown rule, one that gives no mask of this grid, and values out of range.
+    """
+    return made_mask(RULES.find(rule), grid, sparsity, seed)
 
 
 @lru_cache(maxsize=32)
-def _cached(rule: Rule, grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
-    return rule(grid, sparsity, seed)
+def made_mask(rule: Rule, grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
+    """What a rule makes of a grid; errors as in `mask_for`."""
+    require_number("sparsity", sparsity, 0, 1, high_open=True)
+    mask = rule(grid, sparsity, require_whole("seed", seed, 0))
+    fits = isinstance(mask, SparseMask) and mask.grid == grid
+    name = getattr(rule, "__name__", repr(rule))
+    require(fits, f"mask rule {name} must give a SparseMask of {grid}, got {getattr(mask, 'grid', mask)!r}")
+    return mask
 
 
 def _band(n: int, sparsity: float) -> tuple[np.ndarray, np.ndarray, int]:

@@ -61,7 +61,8 @@ def test_the_model_is_left_as_it_was(model, path):
 
 
 @pytest.mark.parametrize(
-    ("where", "pixel", "message"), [("out", 0, "no multi-scale block"), (None, 64, "pixels 0 to 63")]
+    ("where", "pixel", "message"),
+    [("out", 0, "no multi-scale block"), (None, 64, "pixel is a whole number from 0 to 63, got 64")],
 )
 def test_bad_requests_are_named(model, path, where, pixel, message):
     with pytest.raises(HAELabError, match=message):

@@ -205,3 +205,30 @@ def test_no_rule_makes_a_matrix_on_the_largest_map(rule):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 0.75 * grid.n**2  # bytes: less than a matrix of bool
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda grid, sparsity, seed: np.zeros((grid.n, grid.n), bool), "must give a SparseMask of"),
+        (lambda grid, sparsity, seed: rules.dense(TokenGrid(2, 2), sparsity, seed), "got TokenGrid.height=2, width=2"),
+    ],
+)
+def test_a_rule_that_gives_no_mask_of_its_grid_is_refused(rule, message, monkeypatch):
+    monkeypatch.setitem(RULES, "own", rule)
+    with pytest.raises(HAELabError, match=message):
+        mask_for("own", TokenGrid(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity is in \[0, 1\), got 1.0"),
+        ({"sparsity": -0.1}, r"sparsity is in \[0, 1\), got -0.1"),
+        ({"seed": -1}, "seed is a whole number from 0, got -1"),
+        ({"seed": 0.5}, "seed is a whole number from 0, got 0.5"),
+    ],
+)
+def test_values_that_no_mask_has_are_refused(values, message):
+    with pytest.raises(HAELabError, match=message):
+        mask_for("document", TokenGrid(4, 4), **values)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hae_lab.checks import require
+from hae_lab.checks import require, require_whole
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models import MSTB
 from hae_lab.rules import mask_for
@@ -39,9 +39,7 @@ def attention_maps(
     require(path in blocks, f"no multi-scale block at {path!r}: this model has {', '.join(blocks) or 'none'}")
     block = cast(MSTB, model.get_submodule(path))
     tokens, mask = _caught_inputs(model, inputs, block)
-    require(
-        0 <= pixel < mask.grid.n_local, f"pixel {pixel} is not on the map: it has pixels 0 to {mask.grid.n_local - 1}"
-    )
+    pixel = require_whole("pixel", pixel, 0, mask.grid.n_local - 1)
     if mask_rule is not None:
         mask = mask_for(mask_rule, mask.grid, block.sparsity, block.mask_seed)
     weights = torch.zeros(block.multihead_attn.heads, mask.grid.n)

@@ -19,7 +19,7 @@ from hae_lab.models.slots import Cost, make_part, part_inputs, part_options
 from hae_lab.parts import SLOT_PARTS
 from hae_lab.profilers.places import HYBRID_PARTS, MSTB_PARTS, SCORES
 from hae_lab.profilers.tracing import trace
-from hae_lab.rules import RULES, Rule
+from hae_lab.rules import RULES, Rule, made_mask
 
 
 class Layer(NamedTuple):
@@ -206,7 +206,7 @@ def _unmasked(config: HAEConfig, c: int, grid: TokenGrid) -> dict[str, Cost]:
 @lru_cache(maxsize=4096)
 def _mask_counts(rule: Rule, grid: TokenGrid, sparsity: float, seed: int, heads: int) -> tuple[int, int, int]:
     """Keys in the span of a mask, query-key pairs of all heads that its kernel runs, and those that it keeps."""
-    mask = rule(grid, sparsity, seed)
+    mask = made_mask(rule, grid, sparsity, seed)
     first, stop = mask.span
     return stop - first, pairs_run(mask, heads), pairs_kept(mask, heads)
 
