@@ -1,6 +1,7 @@
 """Latency of whole models: what a row says. No test asserts on seconds."""
 
 import pytest
+from torch import nn
 
 from hae_lab import HAELabError, build, config
 from hae_lab.profilers import latency
@@ -29,3 +30,8 @@ def test_the_mode_of_a_module_is_left_alone():
 def test_bad_requests_are_named(models, device, message):
     with pytest.raises(HAELabError, match=message):
         latency(models, device=device)
+
+
+def test_a_module_without_a_config_is_named():
+    with pytest.raises(HAELabError, match="Linear has no HAEConfig in .config"):
+        latency({"mine": nn.Linear(2, 2)})
