@@ -33,5 +33,5 @@ def test_bad_requests_are_named(models, device, message):
 
 
 def test_a_module_without_a_config_is_named():
-    with pytest.raises(HAELabError, match="Linear has no HAEConfig in .config"):
+    with pytest.raises(HAELabError, match=r"Linear has no HAEConfig in \.config"):
         latency({"mine": nn.Linear(2, 2)})

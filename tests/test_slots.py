@@ -357,7 +357,7 @@ def test_slots_are_named_in_the_repr(published):
 # Formulas of today's parts
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(configs())
 def test_formula_of_each_part_equals_what_is_built_and_traced(model_config):
     c, size = model_config.channels[-1], model_config.sizes[0]
