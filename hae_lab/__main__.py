@@ -7,11 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hae_lab.checks import HAELabError, require
+from hae_lab.parts import load_module
 from hae_lab.presets import PRESETS, VARIANTS, config
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="hae-lab", description="The HAE family of diffusion U-Nets, audited.")
+    top.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module or file.py first: it may register variants, mask rules, data ... (repeatable)",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
@@ -53,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--static", action="store_true", help="print parameters and MACs of each cell, and stop")
     study.add_argument("--cost", action="store_true", help="print how long it will take, and stop")
+    study.add_argument(
+        "--verify", type=int, metavar="N", help="train N of the runs again, compare them with --rows, and stop"
+    )
+    study.add_argument("--rows", type=Path, metavar="CSV", help="of --verify (default: data/study_NAME.csv)")
     study.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH", help="keeps the runs")
     study.add_argument("--workers", type=int, default=2, help="processes of this computer (default: 2)")
     study.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
@@ -60,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--retry-failed", action="store_true", help="run again what failed")
     study.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)")
     study.set_defaults(run=run_study)
+
+    migrate = commands.add_parser("migrate", help="name the runs of an older version as today's, so that none is lost")
+    migrate.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH")
+    migrate.set_defaults(run=run_migrate)
 
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
     show.add_argument("variant", help=", ".join(VARIANTS))
@@ -137,8 +153,8 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_study(options: argparse.Namespace) -> None:
-    from hae_lab.study import Study, summary
-    from hae_lab.tables import write
+    from hae_lab.study import Study, means
+    from hae_lab.tables import read, write
 
     study = Study.from_toml(options.file)
     if options.static:
@@ -147,6 +163,15 @@ def run_study(options: argparse.Namespace) -> None:
     if options.cost:
         print(study.cost(options.store, options.workers, retry_failed=options.retry_failed))
         return
+    if options.verify is not None:
+        from hae_lab.study.committed import verify
+
+        path = options.rows or Path("data") / f"study_{study.name}.csv"
+        found = verify(study, read(path), options.verify, options.workers)
+        print(found.to_string(index=False))
+        wrong = int((~found["equal"]).sum())
+        require(not wrong, f"{wrong} of {len(found)} numbers are not those of {str(path)!r}")
+        return
     rows = study.run(
         options.store,
         workers=options.workers,
@@ -154,11 +179,18 @@ def run_study(options: argparse.Namespace) -> None:
         address=options.address,
         retry_failed=options.retry_failed,
     )
-    print(summary(rows).to_string(index=False))
+    print(means(rows).to_string(index=False))
     for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
         print(write(table, options.out / f"{name}.csv").resolve())
     missing = len(study.planned) - len(rows)
     require(not missing, f"{missing} of {len(study.planned)} runs of {study.name} are missing from these tables")
+
+
+def run_migrate(options: argparse.Namespace) -> None:
+    from hae_lab.study.migration import migrate
+
+    require(options.store.is_file(), f"no store at {str(options.store)!r}")
+    print(migrate(options.store))
 
 
 def run_show(options: argparse.Namespace) -> None:
@@ -199,7 +231,11 @@ def run_bench(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status. A `HAELabError` is one line on stderr and status 2."""
     options = parser().parse_args(arguments)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for "module:name" of one's own; last, so that it hides nothing
     try:
+        for plugin in options.plugin:
+            load_module(plugin, f"--plugin {plugin}")
         options.run(options)
     except HAELabError as error:
         print(f"hae-lab: {error}", file=sys.stderr)

@@ -110,8 +110,8 @@ def _experiment(base: Mapping[str, Any], point: Mapping[str, Any]) -> "Experimen
         {name: settings[name] for name in names if name in settings} for names in (FIELDS, RECIPE_FIELDS, _own_fields())
     )
     try:
-        if ":" not in str(own.get("data", ":")):
-            require_name("data set", own["data"], DATA)
+        if "data" in own:
+            DATA.find(own["data"])
         model_config = config(settings["variant"], settings["preset"], **changes)
         return Experiment(config=model_config, recipe=Recipe(**recipe), **own)
     except HAELabError as error:
