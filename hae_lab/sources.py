@@ -12,7 +12,7 @@ import sysconfig
 import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -32,15 +32,13 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def users_modules(values: Iterable[Any]) -> list[ModuleType]:
     """The user's modules that values need: their own, and those that these import."""
     found: dict[str, ModuleType] = {}
-    waiting = [
-        module_of(piece) for value in values for piece in ([value] if isinstance(value, ModuleType) else pieces(value))
-    ]
+    waiting = [each for value in values for each in ([value] if isinstance(value, ModuleType) else pieces(value))]
     while waiting:
-        name = waiting.pop()
-        module = sys.modules.get(name)
-        if module is not None and name not in found and is_users(module):
-            found[name] = module
-            waiting += [module_of(value) for value in list(vars(module).values())]
+        value = waiting.pop()
+        module = value if isinstance(value, ModuleType) else sys.modules.get(module_of(value))
+        if module is not None and module.__name__ not in found and is_users(module):
+            found[module.__name__] = module
+            waiting += list(vars(module).values())
     return [module for name, module in found.items() if name != "__main__"]  # which goes by value anyway
 
 
@@ -158,7 +156,8 @@ class _Walk:
     def _add_tree(self, name: str, tree: ast.AST, scope: Mapping[str, Any]) -> None:
         self.lines.append(f"{name} {ast.dump(tree)}")
         self._add_names(name, {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}, scope)
-        self.lines += [f"{name} {text}" for text in _imported_sources(tree)]
+        for imported in _users_imports(tree):
+            self._add_code(f"{name} imports {imported.__name__}", imported)
 
     def _add_names(self, name: str, used: set[str], scope: Mapping[str, Any]) -> None:
         for each in sorted(used & scope.keys()):
@@ -243,17 +242,16 @@ def _module_source(module: ModuleType) -> str:
     return ast.dump(without_docstrings(ast.parse(inspect.getsource(module))))
 
 
-def _imported_sources(tree: ast.AST) -> list[str]:
-    """The sources of the user's modules that a function imports inside."""
+def _users_imports(tree: ast.AST) -> list[ModuleType]:
+    """The user's modules that a function imports inside."""
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     names |= {each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names}
     found = []
     for name in sorted(names):
-        with suppress(ImportError, ValueError):  # the function itself will say so
+        with suppress(Exception):  # the function itself will say so
             spec = util.find_spec(name)
             if spec is not None and spec.origin is not None and _is_users_file(spec.origin):
-                text = Path(spec.origin).read_text(encoding="utf-8")
-                found.append(ast.dump(without_docstrings(ast.parse(text))))
+                found.append(import_module(name))
     return found
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,15 +16,13 @@ from study_workers import Here, drive
 from hae_lab import HAELabError
 from hae_lab.study import Study, cluster
 
-TESTS = Path(__file__).parent
 WITHOUT_PACKAGE = "import sys; sys.modules['hae_lab'] = None; from distributed.cli.dask_worker import main; main()"
 
 
 @contextmanager
 def process(*command: str, folder: Path) -> Iterator[None]:
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
     with (folder / "log").open("a") as log:
-        running = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log)
+        running = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=log, stderr=log)
     try:
         yield
     finally:

@@ -228,7 +228,10 @@ mlp_ratio = [0.25, 4]
 def start(file: Path, out: Path, marks: Path) -> subprocess.Popen:
     """`hae-lab study` in a process of its own; its trials mark that they ran."""
     command = [sys.executable, "-m", "hae_lab", "study", str(file), "--store", str(out / "s.sqlite"), "--out", str(out)]
-    environment = os.environ | {MARKS: str(marks), "PYTHONPATH": str(TESTS)}
+    environment = os.environ | {
+        MARKS: str(marks),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+    }
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -40,6 +40,8 @@ def attempt(
         metrics, trace = None, None
         try:
             place = Path(folder) if folder else _scratch(key)
+            import hae_lab.diffusion.experiment  # noqa: F401 (and with it every registry)
+
             with adopted(parts) if parts else nullcontext():
                 metrics = _run_trial(trial, experiment, place)
             if not folder:
