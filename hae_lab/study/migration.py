@@ -31,7 +31,7 @@ FIRST_PARTS = {
 }  # fmt: skip
 
 # older code version -> the `computation()` that is the same to the bit; proved by `hae-lab study FILE --verify N`
-EQUIVALENT = {"3edd275abc97f38f": "PENDING"}
+EQUIVALENT = {"3edd275abc97f38f": "2c7235b478586757"}
 
 
 @lru_cache
