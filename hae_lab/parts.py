@@ -190,13 +190,13 @@ def adopted(shipped: bytes) -> Iterator[None]:
     """Know the parts of another process here, under the names that they have there, and forget them afterwards."""
     lent = _unpacked(shipped)
     before = {kind: REGISTRIES[kind].lent for kind in lent}
-    for kind, named in lent.items():
-        REGISTRIES[kind].lent = named
+    for kind, parts in lent.items():
+        REGISTRIES[kind].lent = parts
     try:
         yield
     finally:
-        for kind, named in before.items():
-            REGISTRIES[kind].lent = named
+        for kind, earlier in before.items():
+            REGISTRIES[kind].lent = earlier
 
 
 @functools.lru_cache(maxsize=4)  # the runs of a study share their parts, and so the images that these drew

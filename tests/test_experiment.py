@@ -127,7 +127,7 @@ def test_an_experiment_survives_json(experiment):
         ({"metrics": ["sharpnes"]}, "unknown metric 'sharpnes'"),
         ({"metrics": ["loss"]}, "metric 'loss' is measured anyway"),
         ({"metrics": ["math:pi"]}, "metric 'math:pi' is a function of (trained, held_out), got 3.14"),
-        ({"metrics": ["study_trials:sharpness", "study_parts:sharpness"]}, "two metrics would fill the column"),
+        ({"metrics": ["study_parts:sharpness", "study_parts:sharpness"]}, "two metrics would fill the column"),
         ({"metrics": ["study_parts:macs"]}, "a study has a column 'macs' of its own; rename the metric"),
         ({"metrics": ["study_parts:steps"]}, "a study has a column 'steps' of its own; rename the metric"),
     ],

@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
     step, image = (np.interp(work, np.take(work, chosen), column) for column in timed.T)
     seconds = []
     for place, each in enumerate(experiments):
-        held_out = len(load_data(each.data, each.config.image_size)[1])
+        held_out = len(cast(Sized, load_data(each.data, each.config.image_size)[1]))
         seconds.append(each.recipe.steps * step[place] + passes(each, held_out) * image[place])
     return seconds
 
@@ -120,16 +120,21 @@ def _time(experiment: "Experiment") -> tuple[float, float]:
     from hae_lab.diffusion.training import train
 
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
-    marks = []
+    marks: list[float] = []
+
+    def mark(model: Any) -> dict[str, float]:
+        marks.append(time.perf_counter())
+        return {}
+
     trained = train(
         experiment.config,
         dataset,
         replace(experiment.recipe, steps=TIMED_STEPS),
-        evaluate=lambda model: marks.append(time.perf_counter()) or {},
+        evaluate=mark,
         evaluate_every=1,
         device="cpu",
     )
-    few = Subset(held_out, range(min(TIMED_IMAGES, len(held_out))))
+    few = Subset(held_out, range(min(TIMED_IMAGES, len(cast(Sized, held_out)))))
     started = time.perf_counter()
     denoising_loss(trained.model, few, experiment.recipe)
     return float(median(np.diff(marks))), (time.perf_counter() - started) / (len(few) * EVALUATION_PASSES)
