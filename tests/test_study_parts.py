@@ -245,7 +245,7 @@ def test_a_plugin_registers_before_the_command_runs(name, plugin, capsys):
     assert str(params) in static
     assert f"{params:,}" in shown
     assert main(["show", "v4"]) == 2
-    assert "unknown variant 'v4': did you mean 'v3'" in capsys.readouterr().err
+    assert "unknown variant 'v4': known are unet, hae, lite, v2, v3" in capsys.readouterr().err
 
 
 @pytest.mark.slow
