@@ -104,9 +104,22 @@ def test_an_old_store_moves_to_todays_keys(tmp_path, planned, capsys):
     for key, row in rows.items():
         assert (row["experiment"], row["code"], row["seconds"]) == (runs[key].experiment, code_version(), 2.0)
     again = migration.migrate(tmp_path / "s.sqlite")
-    assert (again.current, again.moved, again.left) == (131, 0, ())
+    assert (again.current, again.moved, again.begun, again.left) == (131, 0, 0, ())
     for study in studies():
         assert len(study.results(tmp_path / "s.sqlite")) == len(study.planned)
+
+
+def test_a_run_that_was_begun_continues_from_its_checkpoint(tmp_path, planned):
+    (run,) = planned["samples"]
+    old_store(tmp_path / "s.sqlite", [run], status="running")
+    folder = tmp_path / "s" / old_key(run)
+    folder.mkdir(parents=True)
+    (folder / "experiment.json").write_text(old_experiment(run.experiment) + "\n")
+    (tmp_path / "s" / "another").mkdir()
+    (tmp_path / "s" / "another" / "experiment.json").write_text(old_experiment(run.experiment))
+    found = migration.migrate(tmp_path / "s.sqlite")
+    assert (found.moved, found.begun, found.left) == (0, 1, ())
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == sorted([run.key, "another"])
 
 
 @pytest.mark.parametrize(

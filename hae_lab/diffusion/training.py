@@ -361,6 +361,9 @@ def _identity(config: HAEConfig, recipe: Recipe, seed: int, dataset: Dataset) ->
 
 
 def _difference(saved: str, asked: str) -> str:
-    old, new = json.loads(saved), json.loads(asked)
+    new = json.loads(asked)
+    # a field that the older version did not have did what its default does
+    defaults = {each.name: each.default for each in (*fields(HAEConfig), *fields(Recipe)) if each.name in new}
+    old = defaults | json.loads(saved)
     changed = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in changed)

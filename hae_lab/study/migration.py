@@ -13,11 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hae_lab.checks import HAELabError
+from hae_lab.checks import HAELabError, require
 from hae_lab.parts import REGISTRIES
 from hae_lab.sources import source_sha256
 from hae_lab.study.store import Store, canonical_json, code_version, run_key
-from hae_lab.study.task import TRIALS
+from hae_lab.study.task import TRIAL, TRIALS
 
 # the parts of version 0.1.0, by registry
 FIRST_PARTS = {
@@ -31,7 +31,7 @@ FIRST_PARTS = {
 }  # fmt: skip
 
 # older code version -> the `computation()` that is the same to the bit; proved by `hae-lab study FILE --verify N`
-EQUIVALENT = {"3edd275abc97f38f": "2c7235b478586757"}
+EQUIVALENT = {"3edd275abc97f38f": "e7af3e1019e88315"}
 
 
 @lru_cache
@@ -52,10 +52,12 @@ class Migration:
     store: Path
     current: int
     moved: int
+    begun: int  # runs that were not finished, whose checkpoints were moved
     left: tuple[str, ...]  # a line a run that stays under its old name, with the reason
 
     def __str__(self) -> str:
         lines = [f"{self.store}: {self.current} runs of this version, {self.moved} moved to it, {len(self.left)} left"]
+        lines += [f"  {self.begun} that were begun continue from their checkpoints"] if self.begun else []
         return "\n".join([*lines, *(f"  {line}" for line in self.left)])
 
 
@@ -77,21 +79,37 @@ def migrate(store: str | Path) -> Migration:
                 continue
             opened.rename(key, renamed)
             moved += 1
-    return Migration(Path(store), current, moved, tuple(left))
+        begun = _move_checkpoints(opened)
+    return Migration(Path(store), current, moved, begun, tuple(left))
+
+
+def _move_checkpoints(store: Store) -> int:
+    """Move the checkpoints of unfinished runs of an equal computation; how many there were."""
+    moved = 0
+    for path in store.folder("*").parent.glob("*/experiment.json"):
+        text = path.read_text(encoding="utf-8").strip()
+        for code in (code for code, equal in EQUIVALENT.items() if equal == computation()):
+            row = {"trial": TRIAL, "experiment": text, "data": json.loads(text)["data"], "code": code}
+            if sha256(json.dumps(row, sort_keys=True).encode()).hexdigest() == path.parent.name:
+                place = store.folder(renamed_row(row)["key"])
+                if not place.exists():
+                    path.parent.rename(place)
+                    moved += 1
+    return moved
 
 
 def renamed_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of an older version under today's key. Raises `HAELabError` if its computation changed."""
     from hae_lab.diffusion.experiment import Experiment, parts_of
 
-    if EQUIVALENT.get(row["code"]) != computation():
-        raise HAELabError(f"code {row['code']} is not known to compute what today's does")
+    known = EQUIVALENT.get(row["code"]) == computation()
+    require(known, f"code {row['code']} is not known to compute what today's does")
     # fields that it does not have get their defaults, which is what its code did
     experiment = Experiment.from_json(row["experiment"])
     parts = parts_of(experiment)
     foreign = [name for kind, named in parts.items() for name in named if name not in FIRST_PARTS.get(kind, ())]
-    if foreign or not TRIALS.is_own(row["trial"]):
-        raise HAELabError(f"nobody knows the source of {', '.join(foreign or [row['trial']])} then")
+    foreign += [] if TRIALS.is_own(row["trial"]) else [row["trial"]]
+    require(not foreign, f"nobody knows the source of {', '.join(foreign)} then")
     text = canonical_json(experiment.to_json())
     sources = {f"{kind} {name}": source_sha256(part) for kind, named in parts.items() for name, part in named.items()}
     key = run_key(row["trial"], text, row["data"], code_version(), sources)
