@@ -1,6 +1,7 @@
 """The command line, `hae-lab` or `python -m hae_lab`: it parses, calls and prints. Commands import torch, not this."""
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from hae_lab.checks import HAELabError, require
 from hae_lab.parts import load_module
-from hae_lab.presets import PRESETS, VARIANTS, config
+from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("variant", help=", ".join(VARIANTS))
     train.add_argument("--preset", default="lesson16", help="default: lesson16")
-    train.add_argument("--data", default="phantoms", help="phantoms, lesions, digits, or MODULE:FUNCTION of your own")
+    train.add_argument(
+        "--data", default="phantoms", help="phantoms, lesions, digits, MODULE:FUNCTION or FILE.py:FUNCTION"
+    )
     train.add_argument("--steps", type=int, default=1500, help="default: 1500")
     train.add_argument("--batch-size", type=int, default=32, help="images of a step, over all processes (default: 32)")
     train.add_argument("--learning-rate", type=float, default=2e-3, help="default: 0.002")
@@ -129,13 +132,14 @@ def run_train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from hae_lab import plots
-    from hae_lab.audit.reproduce import write_figure
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
     from hae_lab.diffusion.training import WEIGHTS, Recipe
+    from hae_lab.files import atomic_path
     from hae_lab.models import load_checkpoint
 
-    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{options.data.replace(':', '-')}"
+    data = re.sub(r"\W+", "-", options.data)
+    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{data}"
     recipe = Recipe(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -147,8 +151,9 @@ def run_train(options: argparse.Namespace) -> None:
     metrics = run(experiment, out, progress=True, device=options.device)
     if PartialState().is_main_process:
         images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
-        title = f"16 samples of {plots.VARIANT_NAMES[options.variant]} after {recipe.steps:,} steps on {options.data}"
-        write_figure(plots.image_grid(images, title=title, columns=8), out / "samples")
+        title = f"16 samples of {variant_title(options.variant)} after {recipe.steps:,} steps on {options.data}"
+        with atomic_path(out / "samples.png") as temporary:
+            temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
         print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
 
 
