@@ -1,17 +1,26 @@
 """The command line, `hae-lab` or `python -m hae_lab`: it parses, calls and prints. Commands import torch, not this."""
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from hae_lab.checks import HAELabError, require
-from hae_lab.presets import PRESETS, VARIANTS, config
+from hae_lab.parts import load_module
+from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="hae-lab", description="The HAE family of diffusion U-Nets, audited.")
+    top.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module or file.py first: it may register variants, mask rules, data ... (repeatable)",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
@@ -35,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("variant", help=", ".join(VARIANTS))
     train.add_argument("--preset", default="lesson16", help="default: lesson16")
-    train.add_argument("--data", default="phantoms", help="phantoms, lesions, digits, or MODULE:FUNCTION of your own")
+    train.add_argument(
+        "--data", default="phantoms", help="phantoms, lesions, digits, MODULE:FUNCTION or FILE.py:FUNCTION"
+    )
     train.add_argument("--steps", type=int, default=1500, help="default: 1500")
     train.add_argument("--batch-size", type=int, default=32, help="images of a step, over all processes (default: 32)")
     train.add_argument("--learning-rate", type=float, default=2e-3, help="default: 0.002")
@@ -53,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--static", action="store_true", help="print parameters and MACs of each cell, and stop")
     study.add_argument("--cost", action="store_true", help="print how long it will take, and stop")
+    study.add_argument(
+        "--verify", type=int, metavar="N", help="train N of the runs again, compare them with --rows, and stop"
+    )
+    study.add_argument("--rows", type=Path, metavar="CSV", help="of --verify (default: data/study_NAME.csv)")
     study.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH", help="keeps the runs")
     study.add_argument("--workers", type=int, default=2, help="processes of this computer (default: 2)")
     study.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
@@ -60,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--retry-failed", action="store_true", help="run again what failed")
     study.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)")
     study.set_defaults(run=run_study)
+
+    migrate = commands.add_parser("migrate", help="name the runs of an older version as today's, so that none is lost")
+    migrate.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH")
+    migrate.set_defaults(run=run_migrate)
 
     show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
     show.add_argument("variant", help=", ".join(VARIANTS))
@@ -113,13 +132,14 @@ def run_train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from hae_lab import plots
-    from hae_lab.audit.reproduce import write_figure
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
     from hae_lab.diffusion.training import WEIGHTS, Recipe
+    from hae_lab.files import atomic_path
     from hae_lab.models import load_checkpoint
 
-    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{options.data.replace(':', '-')}"
+    data = re.sub(r"\W+", "-", options.data)
+    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{data}"
     recipe = Recipe(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -131,14 +151,15 @@ def run_train(options: argparse.Namespace) -> None:
     metrics = run(experiment, out, progress=True, device=options.device)
     if PartialState().is_main_process:
         images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
-        title = f"16 samples of {plots.VARIANT_NAMES[options.variant]} after {recipe.steps:,} steps on {options.data}"
-        write_figure(plots.image_grid(images, title=title, columns=8), out / "samples")
+        title = f"16 samples of {variant_title(options.variant)} after {recipe.steps:,} steps on {options.data}"
+        with atomic_path(out / "samples.png") as temporary:
+            temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
         print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
 
 
 def run_study(options: argparse.Namespace) -> None:
-    from hae_lab.study import Study, summary
-    from hae_lab.tables import write
+    from hae_lab.study import Study, means
+    from hae_lab.tables import read, write
 
     study = Study.from_toml(options.file)
     if options.static:
@@ -147,6 +168,15 @@ def run_study(options: argparse.Namespace) -> None:
     if options.cost:
         print(study.cost(options.store, options.workers, retry_failed=options.retry_failed))
         return
+    if options.verify is not None:
+        from hae_lab.study.committed import verify
+
+        path = options.rows or Path("data") / f"study_{study.name}.csv"
+        found = verify(study, read(path), options.verify, options.workers)
+        print(found.to_string(index=False))
+        wrong = int((~found["equal"]).sum())
+        require(not wrong, f"{wrong} of {len(found)} numbers are not those of {str(path)!r}")
+        return
     rows = study.run(
         options.store,
         workers=options.workers,
@@ -154,11 +184,18 @@ def run_study(options: argparse.Namespace) -> None:
         address=options.address,
         retry_failed=options.retry_failed,
     )
-    print(summary(rows).to_string(index=False))
+    print(means(rows).to_string(index=False))
     for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
         print(write(table, options.out / f"{name}.csv").resolve())
     missing = len(study.planned) - len(rows)
     require(not missing, f"{missing} of {len(study.planned)} runs of {study.name} are missing from these tables")
+
+
+def run_migrate(options: argparse.Namespace) -> None:
+    from hae_lab.study.migration import migrate
+
+    require(options.store.is_file(), f"no store at {str(options.store)!r}")
+    print(migrate(options.store))
 
 
 def run_show(options: argparse.Namespace) -> None:
@@ -199,7 +236,11 @@ def run_bench(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status. A `HAELabError` is one line on stderr and status 2."""
     options = parser().parse_args(arguments)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for "module:name" of one's own; last, so that it hides nothing
     try:
+        for plugin in options.plugin:
+            load_module(plugin, f"--plugin {plugin}")
         options.run(options)
     except HAELabError as error:
         print(f"hae-lab: {error}", file=sys.stderr)

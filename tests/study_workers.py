@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from hae_lab.parts import ship
 from hae_lab.study import Study
-from hae_lab.study.runner import Driver
-from hae_lab.study.store import Store
+from hae_lab.study.runner import Driver, all_parts
+from hae_lab.study.store import Store, is_done
 from hae_lab.study.task import attempt
 
 
@@ -21,7 +22,7 @@ class Here:
         self.slots, self.deadly, self.interrupt_at = slots, dict(deadly or {}), interrupt_at
         self.sent, self.restarts, self.broken, self.flying = [], 0, False, []
 
-    def submit(self, run, folder):
+    def submit(self, run, folder, parts):
         if self.broken:
             raise BrokenProcessPool
         if len(self.sent) == self.interrupt_at:
@@ -33,7 +34,7 @@ class Here:
             self.broken = True
             future.set_exception(BrokenProcessPool())
         else:
-            future.set_result(attempt(run.trial, run.experiment, run.key, folder))
+            future.set_result(attempt(run.trial, run.experiment, run.key, folder, parts))
         return future
 
     def restart(self):
@@ -41,6 +42,8 @@ class Here:
         self.broken = False
 
 
-def drive(study: Study, path: Path, workers: Here, **options) -> None:
-    with Store(path) as store, tqdm(disable=True) as bar:
-        Driver(workers, store, **options).drive(study.planned, bar)
+def drive(study: Study, path: Path, workers: Here, retry_failed=False) -> None:
+    with Store(path) as store, store.held(), tqdm(disable=True) as bar:
+        known = store.select()
+        todo = [run for run in study.planned if not is_done(known.get(run.key), retry_failed)]
+        Driver(workers, store, ship(all_parts(todo))).drive(todo, bar)

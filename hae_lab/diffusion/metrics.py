@@ -4,27 +4,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hae_lab.checks import require, require_number
 from hae_lab.parts import Registry
+
+Measure = Callable[[Any, Any], float]  # (trained, held_out)
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number that is measured on a trained model.
 
-    `measure(trained, held_out)` gives it for runs that name it in `Experiment.metrics`; the metrics that every run has
-    need none.
+    `measure(trained, held_out)`, from `training.Trained` and the held-out data, gives it for runs that name it in
+    `Experiment.metrics`; the metrics that every run has need none.
     """
 
     title: str
     higher_is_better: bool = False
     axis: str = ""  # its title with what it is a mean of; without it, the title
-    measure: Callable[[Any, Any], float] | None = None
+    measure: Measure | None = None
 
     @property
     def label(self) -> str:
         return self.axis or self.title
 
 
+# a user's function alone is one too, with its name for a title
 METRICS: Registry[Metric] = Registry(
     "metric",
     {
@@ -50,3 +54,24 @@ def metric_label(name: str) -> str:
 def higher_is_better(name: str) -> bool:
     """Of a metric that nobody knows, lower is better."""
     return name in METRICS and METRICS[name].higher_is_better
+
+
+def column_name(name: str) -> str:
+    """The column of a metric: of "file.py:sharpness" it is "sharpness"."""
+    return name.rpartition(":")[2]
+
+
+def measure_of(name: str) -> Measure:
+    """What measures a metric that an experiment names. Raises `HAELabError` if there is nothing."""
+    found: Any = METRICS.find(name)
+    measure = found.measure if isinstance(found, Metric) else found
+    require(measure is not None, f"metric {name!r} is measured anyway, where it makes sense: leave it out of metrics")
+    require(callable(measure), f"metric {name!r} is a function of (trained, held_out), got {measure!r}")
+    return measure
+
+
+def measured(name: str, trained: Any, held_out: Any) -> float:
+    """A metric's value. Raises `HAELabError` for one that is no finite number."""
+    value = measure_of(name)(trained, held_out)
+    value = value.item() if hasattr(value, "item") else value  # of a tensor or array with one number
+    return float(require_number(f"metric {name!r}", value))

@@ -130,8 +130,6 @@ def anomaly_maps(
     images: Tensor,
     recipe: Recipe | None = None,
     *,
-    start: int = 200,
-    steps: int = STEPS,
     draws: int = 4,
     window: int = 3,
     seed: int = 0,
@@ -139,16 +137,16 @@ def anomaly_maps(
 ) -> Tensor:
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
-    A model of healthy images noises each to timestep `start`, denoises it and so replaces what it does not know; the
-    absolute difference is averaged over channels, `draws` of the noise and `window` x `window` pixels, an odd number.
-    `options` are those of `denoise`: a conditional model takes the `labels` of healthy images.
+    A model of healthy images noises each, denoises it and so replaces what it does not know; the absolute difference
+    is averaged over channels, `draws` of the noise and `window` x `window` pixels, an odd number. `options` are those
+    of `restore`: a conditional model takes the `labels` of healthy images.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
-    require_whole("draws", draws, 1, None)
-    require(window % 2 == 1, f"window is an odd number of pixels, got {window!r}")
+    draws, seed = require_whole("draws", draws, 1), require_whole("seed", seed, 0)
+    require(require_whole("window", window, 1) % 2 == 1, f"window is an odd number of pixels, got {window!r}")
     difference = torch.zeros_like(images)
     for draw in range(draws):
-        restored = restore(model, images, recipe, start=start, steps=steps, seed=seed + draw, **options)
+        restored = restore(model, images, recipe, seed=seed + draw, **options)
         difference += (images - restored).abs() / draws
     gray = difference.mean(1, keepdim=True)  # (N, 1, H, W)
     return F.avg_pool2d(gray, window, stride=1, padding=window // 2, count_include_pad=False)

@@ -88,7 +88,7 @@ def sample(
 
     One seed is one starting noise for all variants. `labels` are (count,).
     """
-    require_whole("count", count, 1, None)
+    require_whole("count", count, 1)
     config = model.config
     noise = starting_noise(count, (config.in_channels, config.image_size, config.image_size), seed)
     labels = options.pop("labels", None)

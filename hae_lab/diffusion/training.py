@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from hae_lab.checks import HAELabError, require, require_name, require_whole
+from hae_lab.checks import HAELabError, require, require_name, require_number, require_whole
 from hae_lab.diffusion.data import check_dataset, data_key
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
@@ -63,17 +63,17 @@ class Recipe:
     precision: str = "no"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "timesteps"):
-            require_whole(name, getattr(self, name), 1, None)
-        require_whole("warmup_steps", self.warmup_steps, 0, None)
+        checked: dict[str, Any] = {}
+        for name, low in (("steps", 1), ("batch_size", 1), ("timesteps", 1), ("warmup_steps", 0)):
+            checked[name] = require_whole(name, getattr(self, name), low)
         for name, choices in CHOICES.items():
             require_name(name, getattr(self, name), choices)
         for name in ("learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            require(isinstance(value, int | float) and value > 0, f"{name} is a number above 0, got {value!r}")
+            checked[name] = require_number(name, getattr(self, name), 0, low_open=True)
         for name in ("ema_decay", "label_dropout"):
-            value = getattr(self, name)
-            require(isinstance(value, int | float) and 0 <= value < 1, f"{name} is in [0, 1), got {value!r}")
+            checked[name] = require_number(name, getattr(self, name), 0, 1, high_open=True)
+        for name, value in checked.items():  # numpy's numbers as Python's
+            object.__setattr__(self, name, value)
 
 
 RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
@@ -192,55 +192,92 @@ def train(
     Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
     """
     recipe = recipe or Recipe()
-    require_whole("seed", seed, 0, None)
-    require_whole("save_every", save_every, 1, None)
-    require_whole("evaluate_every", evaluate_every, 1, None)
+    seed = require_whole("seed", seed, 0)
+    save_every = require_whole("save_every", save_every, 1)
+    evaluate_every = require_whole("evaluate_every", evaluate_every, 1)
     check_dataset(dataset, config)
     accelerator = _accelerator(recipe, device)
+    place = None if folder is None else Path(folder)
     identity = _identity(config, recipe, seed, dataset)
     averaged = build(config, seed=seed).to(accelerator.device).eval()
     state, model = _fresh_state(config, recipe, seed, accelerator)
-    if folder is not None and (Path(folder) / STATE).exists():
-        state.load(Path(folder) / STATE, identity, recipe.steps)
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    order = BatchOrder(len(dataset), recipe, seed, state.step, share)
-    draws = torch.Generator()  # the loader would take its workers' seed from the global state
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, generator=draws)
-    scheduler = noise_scheduler(recipe)
+    if place is not None and (place / STATE).exists():
+        state.load(place / STATE, identity, recipe.steps)
+    step = _Step(config, recipe, seed, accelerator, model, state)
+    loader = _loader(dataset, recipe, seed, state.step, step.share, workers)
     shown = progress and accelerator.is_main_process
     bar = tqdm(loader, initial=state.step, total=recipe.steps, disable=not shown, unit="step")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # dropout draws from the global state
         for batch in bar:
-            started = time.perf_counter()
-            torch.manual_seed(stream_seed(seed, DROPOUT, state.step, accelerator.process_index))
-            labels = known_labels(config, batch)
-            noisy, timesteps, labels, target = _draw(batch["image"], labels, scheduler, recipe, seed, state.step, share)
-            inputs = (part if part is None else part.to(accelerator.device) for part in (noisy, timesteps, labels))
-            with accelerator.autocast():
-                output = model(*inputs)
-            loss = F.mse_loss(output.float(), target.to(accelerator.device))
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            # fp16 alone may overflow: its scaler then skips the step
-            _check_finite(loss, loss if recipe.precision == "fp16" else norm, state)
-            state.optimizer.step()
-            state.schedule.step()
-            state.optimizer.zero_grad()
-            state.ema.step(model.parameters())
-            state.step += 1
-            seconds = time.perf_counter() - started
-            state.seconds += seconds
-            bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{recipe.batch_size / seconds:.0f}", refresh=False)
+            loss, seconds = step.take(batch)
+            bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{recipe.batch_size / seconds:.0f}", refresh=False)
             last = state.step == recipe.steps
             if evaluate is not None and (last or state.step % evaluate_every == 0):
                 state.ema.copy_to(averaged.parameters())
                 found = {name: float(value) for name, value in evaluate(averaged).items()}
                 state.curve.append({"step": state.step} | found)
-            if folder is not None and accelerator.is_main_process and (last or state.step % save_every == 0):
+            if place is not None and accelerator.is_main_process and (last or state.step % save_every == 0):
                 state.ema.copy_to(averaged.parameters())
-                state.save(Path(folder), identity, averaged)
+                state.save(place, identity, averaged)
     state.ema.copy_to(averaged.parameters())
     return Trained(model=averaged, recipe=recipe, curve=tuple(state.curve), seconds=state.seconds)
+
+
+def _loader(dataset: Dataset, recipe: Recipe, seed: int, start: int, share: slice, workers: int) -> DataLoader:
+    """Batches from a step on, of which one process takes its share."""
+    order = BatchOrder(len(dataset), recipe, seed, start, share)
+    draws = torch.Generator()  # the loader would take its workers' seed from the global state
+    return DataLoader(dataset, batch_sampler=order, num_workers=workers, generator=draws)
+
+
+class _Step:
+    """One step of training in this process, again and again."""
+
+    def __init__(
+        self,
+        config: HAEConfig,
+        recipe: Recipe,
+        seed: int,
+        accelerator: "Accelerator",
+        model: nn.Module,  # as prepared for this process
+        state: _State,
+    ) -> None:
+        self.config, self.recipe, self.seed = config, recipe, seed
+        self.accelerator, self.model, self.state = accelerator, model, state
+        self.share = slice(accelerator.process_index, None, accelerator.num_processes)
+        self.scheduler = noise_scheduler(recipe)
+
+    def take(self, batch: dict[str, Tensor]) -> tuple[float, float]:
+        """Learn from a batch; the loss, and the seconds it took."""
+        started = time.perf_counter()
+        torch.manual_seed(stream_seed(self.seed, DROPOUT, self.state.step, self.accelerator.process_index))
+        loss = self._loss(batch)
+        self._descend(loss)
+        seconds = time.perf_counter() - started
+        self.state.seconds += seconds
+        return loss.item(), seconds
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        device, labels = self.accelerator.device, known_labels(self.config, batch)
+        noisy, timesteps, labels, target = _draw(
+            batch["image"], labels, self.scheduler, self.recipe, self.seed, self.state.step, self.share
+        )
+        inputs = (part if part is None else part.to(device) for part in (noisy, timesteps, labels))
+        with self.accelerator.autocast():
+            output = self.model(*inputs)
+        return F.mse_loss(output.float(), target.to(device))
+
+    def _descend(self, loss: Tensor) -> None:
+        state = self.state
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        # fp16 alone may overflow: its scaler then skips the step
+        _check_finite(loss, loss if self.recipe.precision == "fp16" else norm, state)
+        state.optimizer.step()
+        state.schedule.step()
+        state.optimizer.zero_grad()
+        state.ema.step(self.model.parameters())
+        state.step += 1
 
 
 def _accelerator(recipe: Recipe, device: str | None) -> "Accelerator":
@@ -324,6 +361,9 @@ def _identity(config: HAEConfig, recipe: Recipe, seed: int, dataset: Dataset) ->
 
 
 def _difference(saved: str, asked: str) -> str:
-    old, new = json.loads(saved), json.loads(asked)
+    new = json.loads(asked)
+    # a field that the older version did not have did what its default does
+    defaults = {each.name: each.default for each in (*fields(HAEConfig), *fields(Recipe)) if each.name in new}
+    old = defaults | json.loads(saved)
     changed = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in changed)

@@ -48,8 +48,8 @@ class DaskWorkers:
     def slots(self) -> int:
         return max(1, len(self._client.nthreads()))
 
-    def submit(self, run: Run, folder: str | None) -> Future:
-        return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder)
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future:
+        return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder, parts)
 
     def restart(self) -> None:
         """Nothing to do: the scheduler looks after its workers."""

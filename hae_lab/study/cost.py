@@ -1,16 +1,18 @@
 """What a study will take before it starts: runs, and minutes by finished runs or by a few timed training steps."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from hae_lab.checks import require_whole
 from hae_lab.profilers.formulas import macs_formulas
-from hae_lab.study.store import Run, Store
+from hae_lab.study.store import Run, Store, is_done
 from hae_lab.study.task import TRIAL, one_thread
 
 if TYPE_CHECKING:
@@ -31,14 +33,13 @@ class Cost:
     runs: int
     ok: int
     failed: int  # and not to be repeated
-    running: int  # of another driver
     todo: int
     workers: int
     minutes: float | None
     basis: str
 
     def __str__(self) -> str:
-        known = [f"{getattr(self, status)} {status}" for status in ("ok", "failed", "running") if getattr(self, status)]
+        known = [f"{getattr(self, status)} {status}" for status in ("ok", "failed") if getattr(self, status)]
         text = f"{self.name}: {self.runs} runs, {', '.join([*known, f'{self.todo} to do'])}"
         if not self.todo:
             return text
@@ -48,21 +49,22 @@ class Cost:
 
 def cost(name: str, runs: Sequence[Run], store: Store, workers: int, retry_failed: bool = False) -> Cost:
     """What the runs will take on `workers`; times training steps of cells of which no run has finished yet."""
+    workers = require_whole("workers", workers, 1)
     rows = store.select(run.key for run in runs)
-    held = {run: store.held(rows.get(run.key), retry_failed) for run in runs}
-    counts = {status: list(held.values()).count(status) for status in ("ok", "failed", "running")}
-    todo = [run for run in runs if held[run] is None]
+    todo = [run for run in runs if not is_done(rows.get(run.key), retry_failed)]
+    ended = Counter(rows[run.key]["status"] for run in runs if is_done(rows.get(run.key), retry_failed))
     seconds, basis = _seconds(todo, _finished_seconds(runs, rows))
     minutes = None if seconds is None else max(sum(seconds) / workers, max(seconds, default=0)) / 60
-    return Cost(name, len(runs), **counts, todo=len(todo), workers=workers, minutes=minutes, basis=basis)
+    return Cost(name, len(runs), ended["ok"], ended["failed"], len(todo), workers, minutes, basis)
 
 
 def _finished_seconds(runs: Sequence[Run], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Median seconds of the finished runs of each cell."""
+    """Median seconds of the finished runs of each cell, of those that were not adopted from a table."""
     found: dict[str, list[float]] = {}
     for run in runs:
-        if run.key in rows and rows[run.key]["status"] == "ok":
-            found.setdefault(str(run.cell), []).append(rows[run.key]["seconds"])
+        row = rows.get(run.key)
+        if row is not None and row["status"] == "ok" and row["seconds"] is not None:
+            found.setdefault(str(run.cell), []).append(row["seconds"])
     return {cell: median(seconds) for cell, seconds in found.items()}
 
 
@@ -81,7 +83,6 @@ def _seconds(todo: Sequence[Run], finished: Mapping[str, float]) -> tuple[list[f
 def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
     """Seconds that each experiment will take on one thread here, from a few training steps of some of them."""
     from hae_lab.diffusion.datasets import load_data
-    from hae_lab.diffusion.experiment import LESIONS
 
     if not experiments:
         return []
@@ -93,12 +94,20 @@ def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
     step, image = (np.interp(work, np.take(work, chosen), column) for column in timed.T)
     seconds = []
     for place, each in enumerate(experiments):
-        held_out = len(load_data(each.data, each.config.image_size)[1])
-        evaluations = max(1, each.recipe.steps // each.evaluate_every)
-        passes = evaluations * held_out * EVALUATION_PASSES + each.samples * each.sampling_steps
-        passes += LESIONS * ANOMALY_PASSES * bool(each.samples and each.data == "phantoms")
-        seconds.append(each.recipe.steps * step[place] + passes * image[place])
+        held_out = len(cast(Sized, load_data(each.data, each.config.image_size)[1]))
+        seconds.append(each.recipe.steps * step[place] + passes(each, held_out) * image[place])
     return seconds
+
+
+def passes(experiment: "Experiment", held_out: int) -> int:
+    """How many images go through the model beside the training: at its evaluations, as samples, in anomaly maps."""
+    from hae_lab.diffusion.experiment import LESIONS
+
+    evaluations = -(-experiment.recipe.steps // experiment.evaluate_every)  # the last step always has one
+    found = evaluations * held_out * EVALUATION_PASSES + experiment.samples * experiment.sampling_steps
+    if experiment.samples and experiment.data == "phantoms":
+        found += LESIONS * ANOMALY_PASSES
+    return found
 
 
 @lru_cache(maxsize=64)  # `reproduce --full` asks for all studies, and then each study for itself
@@ -111,17 +120,21 @@ def _time(experiment: "Experiment") -> tuple[float, float]:
     from hae_lab.diffusion.training import train
 
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
-    marks = []
+    marks: list[float] = []
+
+    def mark(model: Any) -> dict[str, float]:
+        marks.append(time.perf_counter())
+        return {}
+
     trained = train(
         experiment.config,
         dataset,
         replace(experiment.recipe, steps=TIMED_STEPS),
-        evaluate=lambda model: marks.append(time.perf_counter()) or {},
+        evaluate=mark,
         evaluate_every=1,
         device="cpu",
     )
-    few = Subset(held_out, range(min(TIMED_IMAGES, len(held_out))))
+    few = Subset(held_out, range(min(TIMED_IMAGES, len(cast(Sized, held_out)))))
     started = time.perf_counter()
     denoising_loss(trained.model, few, experiment.recipe)
-    passes = len(few) * EVALUATION_PASSES
-    return median(np.diff(marks)), (time.perf_counter() - started) / passes
+    return float(median(np.diff(marks))), (time.perf_counter() - started) / (len(few) * EVALUATION_PASSES)

@@ -2,18 +2,22 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
 
-from hae_lab.checks import HAELabError, require, require_name
+from hae_lab.checks import HAELabError, is_whole, require, require_name, require_whole
+from hae_lab.parts import Parts, beside
+from hae_lab.sources import source_sha256
 from hae_lab.study.grid import Block, Cell, cells
 from hae_lab.study.store import Run, Store
-from hae_lab.study.task import TRIAL
+from hae_lab.study.task import TRIAL, TRIALS
+from hae_lab.tables import write
 
 if TYPE_CHECKING:
     from hae_lab.study.cost import Cost
@@ -29,14 +33,15 @@ class Study:
 
     `grid` is a dictionary of lists, of which every combination is a cell, or a list of such dictionaries. Its keys, and
     those of `fixed`, are "variant" (without it, hae) and the fields of `HAEConfig`, of `Recipe` and of `Experiment`
-    ("data", "samples", ...). `seeds` are a list, or how many from 0 on. `limit` is the most runs that may be
-    trained. `trial` names what runs an experiment: "module:function" that takes it and a folder and returns metrics.
+    ("data", "samples", "metrics", ...). `seeds` are a list, or how many from 0 on. `limit` is the most runs that may
+    be trained. `trial` names what runs an experiment: a function that takes it and a folder and returns metrics.
+    Mask rules, slots, data sets, metrics and trials are names in their registry, "module:name" or "file.py:name".
     Raises `HAELabError` for what no study could be.
     """
 
     name: str
     grid: Block | list[Block]
-    seeds: int | list[int] = 1
+    seeds: int | Sequence[int] = 1
     preset: str = "lesson16"
     fixed: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 1000
@@ -45,7 +50,9 @@ class Study:
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and re.fullmatch(r"[\w.-]+", self.name)
         require(bool(named), f"a study's name is letters, digits, '_', '-', '.': it names files; got {self.name!r}")
-        object.__setattr__(self, "seeds", _seeds(self.seeds))
+        object.__setattr__(self, "seeds", _listed_seeds(self.seeds))
+        require_whole("limit", self.limit, 1)
+        TRIALS.find(self.trial)
         self.cells  # noqa: B018 (made now, so that a mistake shows where the study is declared)
 
     @classmethod
@@ -59,7 +66,8 @@ class Study:
             [grid]
             mlp_ratio = [0.25, 1, 4]
 
-        Raises `HAELabError`, with the file's name, for a file that is missing or holds no study.
+        A part "file.py:name" is looked for beside the file. Raises `HAELabError`, with the file's name, for a file
+        that is missing or holds no study.
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,7 +75,8 @@ class Study:
                 require_name("key", name, [each.name for each in fields(cls)])
             missing = [name for name in ("name", "grid") if name not in values]
             require(not missing, f"a study needs {' and '.join(missing)}")
-            return cls(**values)
+            with beside(Path(path).resolve().parent):
+                return cls(**values)
         except OSError as error:
             raise HAELabError(f"cannot read {str(path)!r}: {error.strerror}") from None
         except ValueError as error:  # bad text, bad TOML, or a HAELabError from above
@@ -78,18 +87,32 @@ class Study:
         """The cells, in the order of scikit-learn's `ParameterGrid`."""
         return cells(self.grid, self.fixed, self.preset)
 
-    @cached_property
+    @property
     def planned(self) -> tuple[Run, ...]:
-        """Every run, by cell and seed."""
+        """Every run, by cell and seed, named by its parts as they are now."""
         names = {place: _data_name(*place) for place in dict.fromkeys(map(_data_place, self.cells))}
-        return tuple(
-            Run(cell, seed, self.trial, names[_data_place(cell)]) for cell in self.cells for seed in self.seeds
-        )
+        sources: dict[int, str] = {}  # by the id of a part, which many cells share
+        runs = []
+        for cell in self.cells:
+            parts = self._parts(cell)
+            named = {f"{kind} {name}": part for kind, known in parts.items() for name, part in known.items()}
+            sources |= {id(part): source_sha256(part) for part in named.values() if id(part) not in sources}
+            hashes = {name: sources[id(part)] for name, part in named.items()}
+            data = names[_data_place(cell)]
+            runs += [Run(cell, seed, self.trial, data, parts, hashes) for seed in _listed_seeds(self.seeds)]
+        return tuple(runs)
+
+    def _parts(self, cell: Cell) -> Parts:
+        """The parts of a cell's runs; a trial of the package is part of the code."""
+        from hae_lab.diffusion.experiment import parts_of
+
+        trial = {} if TRIALS.is_own(self.trial) else {self.trial: TRIALS.find(self.trial)}
+        return parts_of(cell.experiment) | {TRIALS.kind: trial}
 
     def static(self, progress: bool = False) -> pd.DataFrame:
         """A row a cell, nothing trained: cell, data, the fields that vary, params, macs, macs_dense, macs_kept.
 
-        MACs are those of one denoising step of one image, `macs` what our kernel runs; see `profilers.compute`.
+        MACs are those of one denoising step of one image, `macs` what our kernel runs; see `profilers.macs`.
         """
         from hae_lab.study import tables
 
@@ -119,20 +142,22 @@ class Study:
 
         Locally, `workers` processes take a run each, with one thread; `backend="dask"` takes the workers of the
         scheduler at `address`. Runs that are "ok" are never repeated, "failed" ones only with `retry_failed`; what a
-        dead driver left behind continues from its checkpoint; what a living one holds is left alone.
-        Raises `HAELabError` for more than `limit` runs, a store that cannot be written, and an unfit cluster.
+        killed driver left behind continues from its checkpoint. Users' parts travel to the workers.
+        Raises `HAELabError` for more than `limit` runs, a store that cannot be written or that another driver holds,
+        and an unfit cluster.
         """
-        from hae_lab.study import runner
+        from hae_lab.study import runner, tables
 
-        size = len(self.cells) * len(self.seeds)
-        require(size <= self.limit, f"{size:,} runs are more than the limit of study {self.name!r}, {self.limit:,}")
-        with Store(store) as opened:
-            runner.run(self.name, self.planned, opened, workers, backend, address, retry_failed, progress)
-        return self.results(store)
+        planned = self.planned
+        count = f"{len(planned):,} runs are more than the limit of study {self.name!r}, {self.limit:,}"
+        require(len(planned) <= self.limit, count)
+        with Store(store) as opened, opened.held():
+            runner.bring_to_end(self.name, planned, opened, workers, backend, address, retry_failed, progress)
+        return tables.results(self.name, planned, store)
 
     def results(self, store: str | Path = STORE) -> pd.DataFrame:
         """A row a finished run, by cell and seed: study, cell, data, the fields that vary, seed, the counts of
-        `static`, metrics. The same runs give the same table, wherever and whenever they ran."""
+        `static`, metrics, key. The same runs give the same table, wherever and whenever they ran."""
         from hae_lab.study import tables
 
         return tables.results(self.name, self.planned, store)
@@ -143,27 +168,24 @@ class Study:
 
         return tables.curves(self.planned, store)
 
-    def runs(self, store: str | Path = STORE) -> pd.DataFrame:
-        """The log: a row a run that was ever begun, with status, seconds, host, versions, traceback."""
+    def log(self, store: str | Path = STORE) -> pd.DataFrame:
+        """How runs went: a row a run that has ended, with status, seconds, host, versions, traceback."""
         from hae_lab.study import tables
 
         return tables.log(self.planned, store)
 
     def export(self, store: str | Path, path: str | Path) -> Path:
         """Write `results` to a .csv or .parquet file, whole or not at all. Raises `HAELabError` for another suffix."""
-        from hae_lab.study import tables
-
-        return tables.write(self.results(store), Path(path))
+        return write(self.results(store), path)
 
 
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
+def _listed_seeds(seeds: Any) -> tuple[int, ...]:
+    if is_whole(seeds):
         seeds = range(seeds)
-    listed = isinstance(seeds, list | tuple | range)
-    whole = listed and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
-    right = whole and len(seeds) == len(set(seeds)) > 0
+    listed = isinstance(seeds, list | tuple | range | np.ndarray)
+    right = listed and all(is_whole(seed) and seed >= 0 for seed in seeds) and len(seeds) == len(set(seeds)) > 0
     require(right, f"seeds are how many, from 1 on, or a list of different whole numbers from 0; got {seeds!r}")
-    return tuple(sorted(seeds))
+    return tuple(sorted(int(seed) for seed in seeds))
 
 
 def _data_place(cell: Cell) -> tuple[str, int]:
@@ -175,4 +197,4 @@ def _data_name(name: str, size: int) -> str:
     from hae_lab.diffusion.data import data_key
     from hae_lab.diffusion.datasets import DATA, load_data
 
-    return name if name in DATA else " | ".join(map(data_key, load_data(name, size)))
+    return name if DATA.is_own(name) else " | ".join(map(data_key, load_data(name, size)))

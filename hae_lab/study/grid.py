@@ -46,7 +46,7 @@ def cells(grid: Block | list[Block], fixed: Mapping[str, Any], preset: str) -> t
     blocks = _checked(grid, fixed)
     names = list(dict.fromkeys(name for block in blocks for name in block))
     points = [{name: point[name] for name in names if name in point} for point in ParameterGrid(blocks)]
-    base = {"variant": "hae", "preset": preset} | fixed
+    base = {"variant": "hae", "preset": preset, **fixed}
     experiments = [_experiment(base, point) for point in points]
     values = [_values(names, base | point, made) for point, made in zip(points, experiments, strict=True)]
     varying = [name for name in names if len({value[name] for value in values}) > 1]
@@ -105,13 +105,13 @@ def _experiment(base: Mapping[str, Any], point: Mapping[str, Any]) -> "Experimen
     from hae_lab.diffusion.experiment import Experiment
     from hae_lab.diffusion.training import RECIPE_FIELDS, Recipe
 
-    settings = base | point
+    settings = {**base, **point}
     changes, recipe, own = (
         {name: settings[name] for name in names if name in settings} for names in (FIELDS, RECIPE_FIELDS, _own_fields())
     )
     try:
-        if ":" not in str(own.get("data", ":")):
-            require_name("data set", own["data"], DATA)
+        if "data" in own:
+            DATA.find(own["data"])
         model_config = config(settings["variant"], settings["preset"], **changes)
         return Experiment(config=model_config, recipe=Recipe(**recipe), **own)
     except HAELabError as error:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -14,16 +14,18 @@ import psutil
 from tqdm.auto import tqdm
 
 from hae_lab.checks import require, require_name, require_whole
+from hae_lab.parts import Parts, ship
 from hae_lab.study.cost import cost
-from hae_lab.study.store import BEAT_SECONDS, Run, Store
-from hae_lab.study.task import attempt, load_trial
+from hae_lab.study.store import Run, Store, is_done
+from hae_lab.study.task import attempt
 
-SHARED_DEATHS = 2  # of its worker, beside other runs; the next time a run is alone, and the blame is its own
+SHARED_DEATHS = 2  # of its worker, beside other runs, any of which may be the cause: then a run has to go alone
+LONE_DEATHS = 2  # of its worker, alone: then the blame is its own; once may be an accident from outside
 
 
-def run(
+def bring_to_end(
     name: str,
-    runs: Iterable[Run],
+    runs: Sequence[Run],
     store: Store,
     workers: int = 2,
     backend: str = "local",
@@ -31,21 +33,29 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
 ) -> None:
-    """Bring the runs of a study to an end; print what failed and what another driver holds. See `Study.run`."""
+    """Run what the store lacks, and print what failed. The caller holds the store. See `Study.run`."""
     runs = sorted(runs, key=lambda run: run.seed)  # an unfinished study has as many runs of each cell
-    require_whole("workers", workers, 1, None)
-    for trial in {run.trial for run in runs}:
-        load_trial(trial)
+    workers = require_whole("workers", workers, 1)
     known = store.select(run.key for run in runs)
-    todo = [run for run in runs if store.held(known.get(run.key), retry_failed) is None]
+    todo = [run for run in runs if not is_done(known.get(run.key), retry_failed)]
     if todo:
+        shipped = ship(all_parts(todo))
         with open_workers(backend, min(workers, len(todo)), address) as opened:
             if progress:
                 print(opened, cost(name, runs, store, opened.slots, retry_failed), sep="\n")
             with tqdm(total=len(todo), desc=name, unit="run", disable=not progress) as bar:
-                Driver(opened, store, retry_failed).drive(todo, bar)
-    for line in unfinished(name, runs, store):
+                Driver(opened, store, shipped).drive(todo, bar)
+    for line in failures(name, runs, store):
         print(line)
+
+
+def all_parts(runs: Iterable[Run]) -> Parts:
+    """The parts of all runs, kind -> name -> part."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for kind, named in run.parts.items():
+            found.setdefault(kind, {}).update(named)
+    return found
 
 
 def open_workers(backend: str, workers: int, address: str | None) -> "Workers":
@@ -59,33 +69,34 @@ def open_workers(backend: str, workers: int, address: str | None) -> "Workers":
     return DaskWorkers(address)
 
 
-def unfinished(name: str, runs: Sequence[Run], store: Store) -> list[str]:
-    """A line for each failed run, with the last line of its traceback, and one for those that are still running."""
+def failures(name: str, runs: Sequence[Run], store: Store) -> list[str]:
+    """How many runs failed, and a line for each with the last line of its traceback."""
     rows = store.select(run.key for run in runs)
-    status = {run: rows[run.key]["status"] for run in runs if run.key in rows}
-    failed = [run for run in status if status[run] == "failed"]
+    failed = [run for run in runs if run.key in rows and rows[run.key]["status"] == "failed"]
     lines = [f"{name}: {len(failed)} of {len(runs)} runs failed"] if failed else []
-    lines += [f"  {run}: {rows[run.key]['traceback'].strip().splitlines()[-1]}" for run in failed]
-    running = sum(found == "running" for found in status.values())
-    held = [f"{name}: {running} of {len(runs)} runs belong to another driver that is alive"] if running else []
-    return lines + held
+    return lines + [f"  {run}: {rows[run.key]['traceback'].strip().splitlines()[-1]}" for run in failed]
 
 
 class Workers(Protocol):
     """Where runs happen: a context manager that ends with whatever still runs if an exception ends it."""
 
-    shared_disk: bool  # whether checkpoints can lie beside the store
+    @property
+    def shared_disk(self) -> bool: ...  # whether checkpoints can lie beside the store
 
     @property
     def slots(self) -> int: ...  # runs at a time
 
-    def submit(self, run: Run, folder: str | None) -> Future: ...
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future: ...
 
     def restart(self) -> None: ...  # after a `BrokenExecutor`
 
 
 class LocalWorkers:
-    """Processes of this computer, through joblib's loky. They end when the driver does."""
+    """Processes of this computer, through loky. They end when the driver does."""
 
     shared_disk = True
 
@@ -102,13 +113,13 @@ class LocalWorkers:
     def __exit__(self, exception: type[BaseException] | None, *rest: object) -> None:
         self._executor.shutdown(kill_workers=exception is not None)
 
-    def _start(self) -> Executor:
-        from joblib.externals.loky import ProcessPoolExecutor
+    def _start(self) -> Any:
+        from loky import ProcessPoolExecutor
 
         return ProcessPoolExecutor(self.slots, initializer=_end_with, initargs=(os.getpid(),))
 
-    def submit(self, run: Run, folder: str | None) -> Future:
-        return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder)
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future:
+        return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder, parts)
 
     def restart(self) -> None:
         self._executor.shutdown(kill_workers=True)
@@ -127,70 +138,85 @@ def _end_with(driver: int) -> None:
 
 
 @dataclass
+class Flight:
+    """A run at a worker: since when, and whether with no other beside it because it is suspected."""
+
+    run: Run
+    started: float
+    alone: bool
+
+
+@dataclass
 class Driver:
-    """Runs to do, runs in flight, and how often the worker of each has died."""
+    """Runs to do, runs in flight, and how often the worker of each has died.
+
+    One dead process breaks the whole pool, and takes the runs beside it along. So a run whose worker died beside
+    others is sent again, and the second time it waits until it can go alone; only what happens then is its own.
+    """
 
     workers: Workers
     store: Store
-    retry_failed: bool = False
+    shipped: bytes = b""
     waiting: deque[Run] = field(default_factory=deque)
     suspects: deque[Run] = field(default_factory=deque)
-    flying: dict[Future, Run] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)
-    claimed: set[str] = field(default_factory=set)
+    flying: dict[Future, Flight] = field(default_factory=dict)
+    shared_deaths: Counter[str] = field(default_factory=Counter)
+    lone_deaths: Counter[str] = field(default_factory=Counter)
 
     def drive(self, runs: Iterable[Run], bar: tqdm) -> None:
-        """Bring every run to an end, except those that somebody else holds; Ctrl-C gives back what is unfinished."""
+        """Bring every run to an end."""
         self.waiting.extend(runs)
-        try:
-            while self.waiting or self.suspects or self.flying:
-                broken = not self._fill(bar)
-                done, _ = wait(self.flying, BEAT_SECONDS, FIRST_COMPLETED)
-                self.store.beat()
-                if broken or any(map(_is_broken, done)):
-                    done, _ = wait(self.flying)  # one dead process takes the whole pool with it
-                    self.workers.restart()
-                for future in done:
-                    self._settle(self.flying.pop(future), future, bar)
-        finally:
-            self.store.release(self.claimed)
+        while self.waiting or self.suspects or self.flying:
+            broken = not self._fill()
+            done, _ = wait(self.flying, return_when=FIRST_COMPLETED)
+            if broken or any(map(_is_broken, done)):
+                done, _ = wait(self.flying)  # one dead process takes the whole pool with it
+                self.workers.restart()
+            for future in [each for each in self.flying if each in done]:  # in the order in which they were sent
+                self._settle(self.flying.pop(future), future, bar)
 
-    def _fill(self, bar: tqdm) -> bool:
+    def _fill(self) -> bool:
         """Submit what there is room for; False if the workers are broken."""
         while (self.waiting and len(self.flying) < self.workers.slots) or (self.suspects and not self.flying):
-            queue = self.waiting or self.suspects
+            alone = not self.waiting
+            queue = self.suspects if alone else self.waiting
             run = queue.popleft()
-            if self.store.claim(run, self.retry_failed):
-                bar.update()
-                continue
-            self.claimed.add(run.key)
             folder = str(self.store.folder(run.key)) if self.workers.shared_disk else None
             try:
-                self.flying[self.workers.submit(run, folder)] = run
+                future = self.workers.submit(run, folder, self.shipped)
             except BrokenExecutor:
                 queue.appendleft(run)
                 return False
+            self.flying[future] = Flight(run, time.time(), alone)
         return True
 
-    def _settle(self, run: Run, future: Future, bar: tqdm) -> None:
+    def _settle(self, flight: Flight, future: Future, bar: tqdm) -> None:
         """Keep the outcome of a run, or send it again if its worker died."""
         require(not future.cancelled(), "the scheduler went away; the same command continues the study")
-        error = future.exception()
+        run, error = flight.run, future.exception()
         if isinstance(error, BrokenExecutor | KeyboardInterrupt):
-            self.deaths[run.key] += 1
-            if self.deaths[run.key] <= SHARED_DEATHS:
-                (self.waiting if self.deaths[run.key] < SHARED_DEATHS else self.suspects).append(run)
+            if self._may_try_again(flight):
                 return
-            error = (
-                f"its worker process died {self.deaths[run.key]} times, the last time with no other run beside it: "
-                "out of memory, or ended from outside"
+            outcome = _lost(
+                f"its worker process died {self.lone_deaths[run.key]} times with no other run beside it: out of "
+                "memory, or ended from outside"
             )
-        outcome = future.result() if error is None else _lost(str(error))
-        self.store.finish(run.key, outcome)
-        self.claimed.discard(run.key)
+        else:
+            outcome = future.result() if error is None else _lost(str(error))
+        self.store.finish(run, outcome, flight.started)
         if outcome["status"] == "ok":
             shutil.rmtree(self.store.folder(run.key), ignore_errors=True)
         bar.update()
+
+    def _may_try_again(self, flight: Flight) -> bool:
+        """Queue a run whose worker died, unless the blame is its own."""
+        key = flight.run.key
+        deaths = self.lone_deaths if flight.alone else self.shared_deaths
+        deaths[key] += 1
+        if self.lone_deaths[key] >= LONE_DEATHS:
+            return False
+        (self.waiting if self.shared_deaths[key] < SHARED_DEATHS else self.suspects).append(flight.run)
+        return True
 
 
 def _is_broken(future: Future) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import factorial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ MOST_SEEDS = 1_000_000
 CANNOT_TELL = "cannot tell"
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # of the timestep, least noise first
 
+Numbers = TypeVar("Numbers", float, "pd.Series[float]")  # one, or a column
 Pair = tuple[str, str]
 Contrast = tuple[dict[str, Any], pd.Series]  # what is compared, and the difference in each seed
 
@@ -80,14 +81,14 @@ def summary(rows: pd.DataFrame, metric: str = "loss", *, confidence: float = 1 -
     """
     table = seed_table(rows, metric)
     count, mean, sd = table.count(), table.mean(), table.std()
-    half = _half_width(sd, count, confidence)
+    half = _half_width(sd, count.astype(float), confidence)
     columns = {"n_seeds": count, "mean": mean, "sd": sd, "ci_low": mean - half, "ci_high": mean + half}
     return pd.DataFrame(columns).rename_axis("cell").reset_index()
 
 
-def _half_width(sd: ArrayLike, count: ArrayLike, confidence: float) -> ArrayLike:
+def _half_width(sd: Numbers, count: Numbers, confidence: float) -> Numbers:
     require(0 < confidence < 1, f"confidence lies between 0 and 1, 0.95 for 95 %, got {confidence}")
-    return stats.t.ppf((1 + confidence) / 2, count - 1) * sd / np.sqrt(count)
+    return cast(Numbers, stats.t.ppf((1 + confidence) / 2, cast(float, count - 1)) * sd / np.sqrt(count))
 
 
 def _one_sample(differences: pd.Series, confidence: float) -> dict[str, float]:
@@ -252,7 +253,7 @@ def whole_seeds(table: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
 
 def _compare(contrasts: Sequence[Contrast], lower_better: bool, confidence: float) -> pd.DataFrame:
     found = pd.DataFrame([labels | _one_sample(differences, confidence) for labels, differences in contrasts])
-    found.insert(found.columns.get_loc("p_value") + 1, "p_holm", holm(found["p_value"]))
+    found.insert([*found.columns].index("p_value") + 1, "p_holm", holm(found["p_value"]))
     better = _favoured(found["mean_difference"], lower_better)
     return found.assign(verdict=np.where(found["p_holm"] < 1 - confidence, better, CANNOT_TELL))
 
@@ -301,7 +302,7 @@ def order_in_single_seeds(
 
     One row: order, n_seeds, n_in_order, percent_in_order, percent_by_chance (100 / k! for k cells).
     """
-    in_order = (np.diff(_worse_along(rows, order, metric, lower_better), axis=1) > 0).all(axis=1)
+    in_order: np.ndarray = np.all(np.diff(_worse_along(rows, order, metric, lower_better), axis=1) > 0, axis=1)
     found = {"order": ", ".join(order), "n_seeds": len(in_order), "n_in_order": in_order.sum()}
     percents = {"percent_in_order": 100 * in_order.mean(), "percent_by_chance": 100 / factorial(len(order))}
     return pd.DataFrame([found | percents])
@@ -396,7 +397,7 @@ def at_equal_time(curves: pd.DataFrame, ms_per_step: Mapping[str, float], metric
         late = curve[:1][curve["seconds"][:1] > seconds]
         _refuse(late, keys, metric, f"begins the curve after {seconds:g} s, the time that all reach")
         loss = np.exp(np.interp(seconds, curve["seconds"], np.log(curve[metric])))
-        step = 1000 * seconds / ms_per_step[cell]
+        step = 1000 * seconds / ms_per_step[str(cell)]
         reached.append({"cell": cell, "seed": seed, "seconds": seconds, "step": step, metric: loss})
     return pd.DataFrame(reached)
 

@@ -1,57 +1,52 @@
-"""The store of runs: one SQLite file, a row a run, written by the driver alone.
+"""The store of runs: one SQLite file, a row a finished run, written by one driver at a time.
 
-A run is named by what decides its result: the experiment, its data and the code. So two studies share their runs, and
-a changed model trains again.
+A run is named by what decides its result: the experiment, its data, the code and the parts that it uses. So two studies
+share their runs, a changed model trains again, and a changed mask rule only what uses it.
 """
 
 import ast
 import json
-import os
-import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from hae_lab.checks import HAELabError
-from hae_lab.parts import without_docstrings
+from hae_lab.parts import Parts
+from hae_lab.sources import without_docstrings
 from hae_lab.study.grid import Cell
 
 PACKAGE = Path(__file__).parents[1]
 SOURCES = ("family.py", "masks.py", "models", "diffusion")  # of the package: what decides a result
 # parts by name: a run is named by the source of those that it uses, not by the others
 REGISTRIES = ("models/slots.py", "diffusion/datasets.py", "diffusion/metrics.py")
-BEAT_SECONDS = 30  # how often a driver says that it is alive ...
-SILENT_SECONDS = 10 * BEAT_SECONDS  # ... and when it is taken for dead on another computer
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
-    key        TEXT PRIMARY KEY,  -- sha256 of trial, experiment, data and code
-    trial      TEXT NOT NULL,     -- module:function that runs it
+    key        TEXT PRIMARY KEY,  -- sha256 of trial, experiment, data, code and parts
+    trial      TEXT NOT NULL,     -- what runs it, by name
     experiment TEXT NOT NULL,     -- canonical JSON
     seed       INTEGER NOT NULL,
     data       TEXT NOT NULL,     -- what names the data
     code       TEXT NOT NULL,     -- code_version()
-    status     TEXT NOT NULL CHECK (status IN ('running', 'ok', 'failed')),
+    parts      TEXT NOT NULL,     -- JSON: "kind name" -> hash of its source
+    status     TEXT NOT NULL CHECK (status IN ('ok', 'failed')),
     metrics    TEXT,              -- JSON
     traceback  TEXT,
     seconds    REAL,
     host       TEXT,              -- where it ran
     versions   TEXT,              -- JSON: library -> version, there
     started    REAL NOT NULL,     -- seconds since 1970
-    finished   REAL,
-    driver     TEXT NOT NULL,     -- JSON: host, pid and start time of the process that claimed it
-    beat       REAL NOT NULL      -- when the driver was last alive
+    finished   REAL
 )
 """
 COLUMNS = tuple(line.split()[0] for line in SCHEMA.splitlines()[2:-1])
+BEFORE_PARTS = tuple(name for name in COLUMNS if name != "parts")  # the columns that a store of version 0.1.0 has too
 
 
 def canonical_json(text: str) -> str:
@@ -77,14 +72,25 @@ def code_version(package: Path = PACKAGE) -> str:
     return total.hexdigest()[:16]
 
 
+def run_key(trial: str, experiment: str, data: str, code: str, sources: Mapping[str, str]) -> str:
+    """What names a run; `experiment` is canonical JSON."""
+    named = {"trial": trial, "experiment": experiment, "data": data, "code": code, "parts": dict(sources)}
+    return sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A cell of a study at one seed, what runs it ("module:function"), and what names its data."""
+    """A cell of a study at one seed, the name of what runs it, what names its data, and the parts that it uses.
+
+    `sources` are the hashes of the parts' sources, by "kind name".
+    """
 
     cell: Cell
     seed: int
     trial: str
     data: str
+    parts: Parts
+    sources: Mapping[str, str]
 
     def __str__(self) -> str:
         return f"{self.cell}, seed {self.seed}"
@@ -97,13 +103,13 @@ class Run:
     @cached_property
     def key(self) -> str:
         """What names the run in the store."""
-        parts = {"trial": self.trial, "experiment": self.experiment, "data": self.data, "code": code_version()}
-        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return run_key(self.trial, self.experiment, self.data, code_version(), self.sources)
 
 
 class Store:
-    """The rows of runs in one SQLite file, made if needed; a context manager.
+    """The rows of finished runs in one SQLite file, made if needed; a context manager.
 
+    A store of version 0.1.0 becomes one of today, with its "ok" and "failed" rows.
     Raises `HAELabError` for a path that cannot be written or holds something else.
     """
 
@@ -113,20 +119,58 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(SCHEMA)
-            self._connection.execute("BEGIN IMMEDIATE")  # fails now, not after the first run, if nothing can be written
-            self._connection.execute("ROLLBACK")
+            with self._transaction():  # fails now, not after the first run, if nothing can be written
+                self._connection.execute(SCHEMA)
+                self._upgrade()
             self.select()
         except (OSError, sqlite3.Error) as error:
             raise HAELabError(f"cannot keep runs in {str(path)!r}: {error}") from None
-        self._driver = json.dumps(_this_process(), sort_keys=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _upgrade(self) -> None:
+        names = [row["name"] for row in self._connection.execute("PRAGMA table_info(runs)")]
+        if "beat" not in names:
+            return
+        kept = ", ".join(BEFORE_PARTS)
+        self._connection.execute("ALTER TABLE runs RENAME TO old_runs")
+        self._connection.execute(SCHEMA)
+        self._connection.execute(
+            f"INSERT INTO runs ({kept}, parts) SELECT {kept}, '{{}}' FROM old_runs WHERE status IN ('ok', 'failed')"
+        )
+        self._connection.execute("DROP TABLE old_runs")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the store as its one driver; the lock ends with the process, however that ends.
+
+        Raises `HAELabError` at once if another driver holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            lock = FileLock(f"{self.path}.lock").acquire(timeout=0)
+        except Timeout:
+            reason = "another driver is running a study in it: wait for that, or take another store"
+            raise HAELabError(f"the store {str(self.path)!r} is taken: {reason}") from None
+        except OSError as error:
+            raise HAELabError(f"cannot hold the store {str(self.path)!r}: {error}") from None
+        with lock:
+            yield
 
     def folder(self, key: str) -> Path:
         """Where a run keeps its checkpoints until it is finished."""
@@ -138,66 +182,37 @@ class Store:
         chosen = None if keys is None else set(keys)
         return {row["key"]: dict(row) for row in rows if chosen is None or row["key"] in chosen}
 
-    def claim(self, run: Run, retry_failed: bool = False) -> str | None:
-        """Take a run as this process's own, and return None; or else return why not: "ok", "failed" or "running".
-
-        A run that a dead driver left behind, and one of this process, are free.
-        """
-        now = time.time()
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            row = self._connection.execute("SELECT status, driver, beat FROM runs WHERE key = ?", (run.key,)).fetchone()
-            held = self.held(row, retry_failed)
-            if held is None:
-                values = (run.key, run.trial, run.experiment, run.seed, run.data, code_version(), "running")
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO runs (key, trial, experiment, seed, data, code, status, started, driver, "
-                    "beat) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*values, now, self._driver, now),
-                )
-        finally:
-            self._connection.execute("COMMIT")
-        return held
-
-    def held(self, row: Mapping[str, Any] | None, retry_failed: bool = False) -> str | None:
-        """Why a row cannot be claimed, or None."""
-        if row is None:
-            return None
-        if row["status"] == "running":
-            return "running" if self._is_held_by_another(row) else None
-        return None if row["status"] == "failed" and retry_failed else row["status"]
-
-    def _is_held_by_another(self, row: Mapping[str, Any]) -> bool:
-        driver = json.loads(row["driver"])
-        if driver["host"] != socket.gethostname():
-            return time.time() - row["beat"] < SILENT_SECONDS
-        if row["driver"] == self._driver:
-            return False
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(driver["pid"])
-            same = abs(process.create_time() - driver["created"]) < 1
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    def finish(self, key: str, outcome: Mapping[str, Any]) -> None:
+    def finish(self, run: Run, outcome: Mapping[str, Any], started: float | None = None) -> None:
         """Keep what a run ended with: status, metrics, traceback, seconds, host, versions."""
         texts = {name: json.dumps(outcome[name], sort_keys=True) for name in ("metrics", "versions")}
-        values = dict(outcome) | texts | {"finished": time.time()}
-        changes = ", ".join(f"{name} = :{name}" for name in values)
-        self._connection.execute(f"UPDATE runs SET {changes} WHERE key = :key", values | {"key": key})
+        named = {
+            "key": run.key,
+            "trial": run.trial,
+            "experiment": run.experiment,
+            "seed": run.seed,
+            "data": run.data,
+            "code": code_version(),
+            "parts": json.dumps(dict(run.sources), sort_keys=True),
+        }
+        now = time.time()
+        self.put(named | dict(outcome) | texts | {"started": now if started is None else started, "finished": now})
 
-    def beat(self) -> None:
-        """Say that this driver is alive."""
-        self._connection.execute(
-            "UPDATE runs SET beat = ? WHERE status = 'running' AND driver = ?", (time.time(), self._driver)
-        )
+    def put(self, row: Mapping[str, Any]) -> None:
+        """Write a whole row, in the place of one with its key."""
+        places = ", ".join(f":{name}" for name in COLUMNS)
+        self._connection.execute(f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({places})", dict(row))
 
-    def release(self, keys: Iterable[str]) -> None:
-        """Give back runs that were claimed and not finished."""
-        claimed = [(key, self._driver) for key in keys]
-        self._connection.executemany("DELETE FROM runs WHERE status = 'running' AND key = ? AND driver = ?", claimed)
+    def rename(self, key: str, row: Mapping[str, Any]) -> None:
+        """Write a row that had another key, unless its new key has one that is "ok"; its checkpoints come along."""
+        known = self.select([row["key"]]).get(row["key"])
+        with self._transaction():
+            if known is None or known["status"] != "ok":
+                self.put(row)
+            self._connection.execute("DELETE FROM runs WHERE key = ?", (key,))
+        if self.folder(key).is_dir() and not self.folder(row["key"]).exists():
+            self.folder(key).rename(self.folder(row["key"]))
 
 
-def _this_process() -> dict[str, Any]:
-    process = psutil.Process(os.getpid())
-    return {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
+def is_done(row: Mapping[str, Any] | None, retry_failed: bool = False) -> bool:
+    """Whether a run with this row need not be run."""
+    return row is not None and not (retry_failed and row["status"] == "failed")

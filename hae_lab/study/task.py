@@ -10,44 +10,40 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hae_lab.checks import HAELabError, require
+from hae_lab.checks import require
 from hae_lab.files import atomic_path
+from hae_lab.parts import Registry, adopted
 
 TRIAL = "hae_lab.diffusion.experiment:run"
 LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "torchmetrics", "hae-lab")
 _ONE_RUN = threading.Lock()  # training uses torch's global random state, so the threads of a process take turns
 
-Trial = Callable[[Any, Path], dict[str, Any]]
+Trial = Callable[[Any, Path], dict[str, Any]]  # what runs an experiment in a folder, and returns metrics
+TRIALS: Registry[Trial] = Registry("trial", {TRIAL: TRIAL})
 
 
-def load_trial(name: str) -> Trial:
-    """The function behind "module:function". Raises `HAELabError` if it cannot be imported."""
-    module, _, function = str(name).partition(":")
-    require(bool(module and function), f"a trial is named as 'module:function', got {name!r}")
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise HAELabError(f"trial={name!r} names no function that can be imported here: {error}") from None
-
-
-def attempt(trial: str, experiment: str, key: str, folder: str | None = None) -> dict[str, Any]:
+def attempt(
+    trial: str, experiment: str, key: str, folder: str | None = None, parts: bytes | None = None
+) -> dict[str, Any]:
     """Run one experiment, and return what to keep of it whatever happens.
 
     Keys: status ("ok" or "failed"), metrics, traceback, seconds, host, versions. Without a `folder` its checkpoints
-    lie in the temporary folder of this computer.
+    lie in the temporary folder of this computer. `parts` are what the driver shipped: the users' parts of the run.
     """
     with _ONE_RUN, one_thread():
         started = time.perf_counter()
         metrics, trace = None, None
         try:
             place = Path(folder) if folder else _scratch(key)
-            metrics = _run(trial, experiment, place)
+            import hae_lab.diffusion.experiment  # noqa: F401 (and with it every registry)
+
+            with adopted(parts) if parts else nullcontext():
+                metrics = _run_trial(trial, experiment, place)
             if not folder:
                 shutil.rmtree(place, ignore_errors=True)
         except (Exception, SystemExit):  # whatever it is, the others go on, and the store names it
@@ -63,13 +59,13 @@ def attempt(trial: str, experiment: str, key: str, folder: str | None = None) ->
     }
 
 
-def _run(trial: str, experiment: str, folder: Path) -> dict[str, Any]:
+def _run_trial(trial: str, experiment: str, folder: Path) -> dict[str, Any]:
     from hae_lab.diffusion.experiment import Experiment
 
     # a folder that cannot be written shows now, not at the first checkpoint
     with atomic_path(folder / "experiment.json") as temporary:
         temporary.write_text(experiment + "\n", encoding="utf-8")
-    metrics = load_trial(trial)(Experiment.from_json(experiment), folder)
+    metrics = TRIALS.find(trial)(Experiment.from_json(experiment), folder)
     require(isinstance(metrics, dict), f"a trial returns a dictionary of metrics, {trial} returned {metrics!r}")
     return json.loads(json.dumps(metrics))  # what the store could not keep fails here
 
