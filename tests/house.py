@@ -35,7 +35,7 @@ class House:
         return {module: self.imported(path.read_text(), module) for module, path in self.modules.items()}
 
     def imported(self, source: str, module: str = "example") -> set[str]:
-        """The modules of the package that a source imports. Relative imports are refused: they hide where they point."""
+        """The modules of the package that a source imports. Relative imports hide where they point: refused."""
         found = set()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
@@ -49,7 +49,7 @@ class House:
 
     def room(self, module: str) -> str:
         """The first part of a module's name inside the package; the package's own `__init__` is the front door."""
-        return (module.split(".") + ["__init__"])[1]
+        return [*module.split("."), "__init__"][1]
 
     @cached_property
     def rooms(self) -> dict[str, list[str]]:

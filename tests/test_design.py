@@ -1,4 +1,4 @@
-"""The house: one floor a room, imports down only, nothing below the audit reads the clone, quick names without torch."""
+"""The house: one floor a room, imports down only, no way into the clone below the audit, quick names without torch."""
 
 import ast
 import re
