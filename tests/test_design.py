@@ -12,8 +12,8 @@ from house import PACKAGE, House, report
 
 # bottom to top, one room a floor; hae_lab/README.md draws the same house
 FLOORS = (
-    "checks files tables parts masks rules family presets models profilers diffusion study plots explorer audit book "
-    "__main__"
+    "checks files tables sources parts masks rules family presets models profilers diffusion study plots explorer "
+    "audit book __main__"
 ).split()
 LINE = FLOORS.index("audit")  # from here up a clone is needed
 WITHOUT_TORCH = FLOORS[: FLOORS.index("models")]
@@ -59,14 +59,21 @@ def test_imports_make_no_circle():
 
 
 def test_the_map_of_the_house_has_the_same_floors():
-    drawn = re.findall(r"^(\w+)/? +\S", _fenced((PACKAGE / "README.md").read_text()), re.MULTILINE)
-    rooms = [room for line in drawn for room in [line] if room in FLOORS]
-    assert rooms == FLOORS[::-1]
+    drawing = (PACKAGE / "README.md").read_text().split("```")[1].strip()
+    drawn = [line.split()[0] for line in drawing.splitlines()]
+    rooms = [room.rstrip("/") for room in drawn]
+    assert rooms == [*FLOORS[:LINE], "----", *FLOORS[LINE:]][::-1]
+    assert [room for room in drawn if room.endswith("/")] == [f"{room}/" for room in rooms if (PACKAGE / room).is_dir()]
 
 
-def _fenced(text: str) -> str:
-    """The first fenced block of a Markdown text."""
-    return text.split("```")[1]
+def test_the_map_points_to_files_and_names_that_exist():
+    text = (PACKAGE / "README.md").read_text()
+    for path in re.findall(r"`([\w/]+\.py)`", text):
+        assert (PACKAGE / path).exists() or (PACKAGE.parent / path).exists(), path
+    for path, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`,? ?(?:and )?)+)", text):
+        source = (PACKAGE / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", source, re.MULTILINE), (path, name)
 
 
 # the line: what stands below works without a clone
