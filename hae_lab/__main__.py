@@ -11,8 +11,11 @@ from hae_lab.checks import HAELabError, require
 from hae_lab.parts import load_module
 from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
+Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
+
 
 def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command adds itself."""
     top = argparse.ArgumentParser(prog="hae-lab", description="The HAE family of diffusion U-Nets, audited.")
     top.add_argument(
         "--plugin",
@@ -22,87 +25,111 @@ def parser() -> argparse.ArgumentParser:
         help="import this module or file.py first: it may register variants, mask rules, data ... (repeatable)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_reproduce, add_train, add_study, add_migrate, add_show, add_notebooks, add_site, add_bench):
+        add(commands)
+    return top
 
-    reproduce = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
-    reproduce.add_argument(
+
+def add_reproduce(commands: Commands) -> None:
+    command = commands.add_parser("reproduce", help="make every table and figure anew, print the parameter table")
+    command.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="this table or figure (repeatable)"
     )
-    reproduce.add_argument(
+    command.add_argument(
         "--full", action="store_true", help="first run the studies again and train the lesson models; says the cost"
     )
-    reproduce.add_argument(
+    command.add_argument(
         "--store", type=Path, default=Path("runs/studies.sqlite"), help="of --full (default: runs/studies.sqlite)"
     )
-    reproduce.add_argument("--list", action="store_true", help="print the names and stop")
-    reproduce.add_argument(
+    command.add_argument("--list", action="store_true", help="print the names and stop")
+    command.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)"
     )
-    reproduce.set_defaults(run=run_reproduce)
+    command.set_defaults(run=run_reproduce)
 
-    train = commands.add_parser(
+
+def add_train(commands: Commands) -> None:
+    command = commands.add_parser(
         "train", help="train one model; on several GPUs: accelerate launch -m hae_lab train ..."
     )
-    train.add_argument("variant", help=", ".join(VARIANTS))
-    train.add_argument("--preset", default="lesson16", help="default: lesson16")
-    train.add_argument(
+    command.add_argument("variant", help=", ".join(VARIANTS))
+    command.add_argument("--preset", default="lesson16", help="default: lesson16")
+    command.add_argument(
         "--data", default="phantoms", help="phantoms, lesions, digits, MODULE:FUNCTION or FILE.py:FUNCTION"
     )
-    train.add_argument("--steps", type=int, default=1500, help="default: 1500")
-    train.add_argument("--batch-size", type=int, default=32, help="images of a step, over all processes (default: 32)")
-    train.add_argument("--learning-rate", type=float, default=2e-3, help="default: 0.002")
-    train.add_argument("--precision", default="no", help="no, bf16 or fp16")
-    train.add_argument("--device", help="cpu, cuda or mps (default: what accelerate finds)")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument(
+    command.add_argument("--steps", type=int, default=1500, help="default: 1500")
+    command.add_argument(
+        "--batch-size", type=int, default=32, help="images of a step, over all processes (default: 32)"
+    )
+    command.add_argument("--learning-rate", type=float, default=2e-3, help="default: 0.002")
+    command.add_argument("--precision", default="no", help="no, bf16 or fp16")
+    command.add_argument("--device", help="cpu, cuda or mps (default: what accelerate finds)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
         "--out", type=Path, metavar="DIR", help="keeps state, weights, samples; the same command continues"
     )
-    train.set_defaults(run=run_train)
+    command.set_defaults(run=run_train)
 
-    study = commands.add_parser("study", help="run a grid of configs x seeds, where the last run of it stopped")
-    study.add_argument(
+
+def add_study(commands: Commands) -> None:
+    command = commands.add_parser("study", help="run a grid of configs x seeds, where the last run of it stopped")
+    command.add_argument(
         "file", type=Path, metavar="FILE.toml", help="see the docstring of hae_lab.study.Study.from_toml"
     )
-    study.add_argument("--static", action="store_true", help="print parameters and MACs of each cell, and stop")
-    study.add_argument("--cost", action="store_true", help="print how long it will take, and stop")
-    study.add_argument(
+    command.add_argument("--static", action="store_true", help="print parameters and MACs of each cell, and stop")
+    command.add_argument("--cost", action="store_true", help="print how long it will take, and stop")
+    command.add_argument(
         "--verify", type=int, metavar="N", help="train N of the runs again, compare them with --rows, and stop"
     )
-    study.add_argument("--rows", type=Path, metavar="CSV", help="of --verify (default: data/study_NAME.csv)")
-    study.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH", help="keeps the runs")
-    study.add_argument("--workers", type=int, default=2, help="processes of this computer (default: 2)")
-    study.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
-    study.add_argument("--address", help="of a Dask scheduler")
-    study.add_argument("--retry-failed", action="store_true", help="run again what failed")
-    study.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)")
-    study.set_defaults(run=run_study)
+    command.add_argument("--rows", type=Path, metavar="CSV", help="of --verify (default: data/study_NAME.csv)")
+    command.add_argument(
+        "--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH", help="keeps the runs"
+    )
+    command.add_argument("--workers", type=int, default=2, help="processes of this computer (default: 2)")
+    command.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
+    command.add_argument("--address", help="of a Dask scheduler")
+    command.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)"
+    )
+    command.set_defaults(run=run_study)
 
-    migrate = commands.add_parser("migrate", help="name the runs of an older version as today's, so that none is lost")
-    migrate.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH")
-    migrate.set_defaults(run=run_migrate)
 
-    show = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
-    show.add_argument("variant", help=", ".join(VARIANTS))
-    show.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
-    show.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
-    show.set_defaults(run=run_show)
+def add_migrate(commands: Commands) -> None:
+    command = commands.add_parser("migrate", help="name the runs of an older version as today's, so that none is lost")
+    command.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH")
+    command.set_defaults(run=run_migrate)
 
-    notebooks = commands.add_parser("notebooks", help="execute the notebooks, or make copies for class")
-    task = notebooks.add_mutually_exclusive_group(required=True)
+
+def add_show(commands: Commands) -> None:
+    command = commands.add_parser("show", help="print a model's module tree with shapes and parameter counts")
+    command.add_argument("variant", help=", ".join(VARIANTS))
+    command.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
+    command.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
+    command.set_defaults(run=run_show)
+
+
+def add_notebooks(commands: Commands) -> None:
+    command = commands.add_parser("notebooks", help="execute the notebooks, or make copies for class")
+    task = command.add_mutually_exclusive_group(required=True)
     task.add_argument("--refresh", nargs="*", metavar="NAME", help="execute these, or all, and write them back")
     task.add_argument("--blank", action="store_true", help="copies without outputs and solutions, under --out")
-    notebooks.add_argument("--out", type=Path, default=Path("blank"), metavar="DIR", help="default: blank")
-    notebooks.set_defaults(run=run_notebooks)
+    command.add_argument("--out", type=Path, default=Path("blank"), metavar="DIR", help="default: blank")
+    command.set_defaults(run=run_notebooks)
 
-    site = commands.add_parser("site", help="build the reading site, which opens without a kernel or a network")
-    site.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="default: site")
-    site.set_defaults(run=run_site)
 
-    bench = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
-    bench.add_argument("what", choices=["masks", "attention", "model", "training"])
-    bench.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    bench.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
-    bench.set_defaults(run=run_bench)
-    return top
+def add_site(commands: Commands) -> None:
+    command = commands.add_parser("site", help="build the reading site, which opens without a kernel or a network")
+    command.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="default: site")
+    command.set_defaults(run=run_site)
+
+
+def add_bench(commands: Commands) -> None:
+    command = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
+    command.add_argument("what", help="masks, attention, model or training")
+    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
+    command.set_defaults(run=run_bench)
 
 
 def run_reproduce(options: argparse.Namespace) -> None:

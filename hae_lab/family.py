@@ -115,8 +115,8 @@ class HAEConfig:
 def hybrid_sites(config: HAEConfig) -> list[tuple[str, int]]:
     """(section, level) of every hybrid block, in the order of the forward pass.
 
-    Sections are "encoder", "middle" and "decoder". See `placement` in the design: one before each upsample, or in the
-    place of the plain attention blocks of the decoder, or of the whole net.
+    Sections are "encoder", "middle" and "decoder". See `placement` in hae_lab/README.md: one before each upsample,
+    or in the place of the plain attention blocks of the decoder, or of the whole net.
     """
     levels = range(len(config.channel_mult))
     if config.placement == "none":

@@ -5,24 +5,33 @@ import sys
 
 import pytest
 
-from hae_lab.__main__ import main
+from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
 
-HELP = """
+COMMANDS = ("reproduce", "train", "study", "show", "notebooks", "site", "bench")
+HELP = f"""
 import sys
+from contextlib import suppress
 from hae_lab.__main__ import main
 
-try:
-    main(["--help"])
-except SystemExit:
-    assert "torch" not in sys.modules
+for command in ([], *([each] for each in {COMMANDS})):
+    with suppress(SystemExit):
+        main([*command, "--help"])
+slow = {{"torch", "pandas", "matplotlib", "scipy"}} & set(sys.modules)
+assert not slow, slow
 """
 
 
-def test_help_does_not_import_torch():
+def test_help_of_every_command_waits_for_no_library():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "reproduce" in done.stdout
+    assert done.stdout.count("usage: hae-lab") == 1 + len(COMMANDS)
+    assert all(f"usage: hae-lab {command}" in done.stdout for command in COMMANDS)
+
+
+def test_no_command_is_left_out_here():
+    commands = next(action for action in parser()._actions if action.dest == "command")
+    assert tuple(commands.choices) == COMMANDS
 
 
 def test_list_names_tables_and_figures(capsys):
@@ -59,6 +68,7 @@ def test_show_prints_the_tree_with_shapes_and_counts(capsys):
         (["show", "lite", "--preset", "brats"], "unknown preset 'brats': did you mean 'brats128'"),
         (["reproduce", "--only", "parametertable"], "did you mean 'parameter_table'"),
         (["notebooks", "--refresh", "99"], "no notebook '99'"),
+        (["bench", "modle"], "unknown benchmark 'modle': did you mean 'model'"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, capsys):

@@ -1,7 +1,10 @@
 """What surrounds the code: environment.yml, citation, README, the gate."""
 
+import ast
 import re
 import tomllib
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -91,11 +94,98 @@ def test_readme_prose_types_no_result():
     assert set(numbers) <= allowed
 
 
-def test_readme_links_lead_somewhere():
-    text = (ROOT / "README.md").read_text()
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "hae_lab/README.md", "data/README.md"]
+)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text())
+    assert targets or page in ("hae_lab/README.md", "data/README.md")
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_the_front_page_leads_to_the_others():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert {"CONTRIBUTING.md", "CHANGELOG.md", "hae_lab/README.md", "data/README.md", "CITATION.cff"} <= set(targets)
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("source", python_blocks("README.md"))
+def test_every_name_that_the_readme_imports_or_calls_exists(source):
+    found: dict[str, object] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), found)  # our own page
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    known = [call for call in calls if ast.unparse(call).split(".")[0] in found]
+    assert known
+    assert all(callable(eval(ast.unparse(call), found)) for call in known)
+
+
+def test_the_changelog_leads_from_old_names_to_ones_that_exist():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{hae_lab.__version__}]" in text
+    rows = re.findall(r"^ *\| `hae_lab[.](.+?) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) > 15
+    for _, new in rows:
+        first, *others = re.findall(r"`([\w.]+)`", new)
+        names = [first, *(name if "." in name else f"{first.rpartition('.')[0]}.{name}" for name in others)]
+        assert all(exists(name) for name in names), new
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    head, _, last = name.rpartition(".")
+    return (is_package(head) and find_spec(name) is not None) or hasattr(import_module(head), last)
+
+
+def is_package(name: str) -> bool:
+    spec = find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def test_what_to_touch_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (an? .+?) \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+    kinds = {"variant", "mask rule", "slot part", "metric", "data set", "claim", "table or figure", "notebook"}
+    assert {kind.split(" ", 1)[1] for kind, *_ in rows} == kinds | {"benchmark", "preset"}
+    for _, touched, complaining in rows:
+        files = [path for path in re.findall(r"`([\w/]+\.(?:py|md|ipynb))`", touched) if "NN" not in path]
+        assert all((ROOT / "hae_lab" / path).exists() or (ROOT / path).exists() for path in files), files
+        tests = re.findall(r"`(test_\w+\.py)`", complaining)
+        assert tests
+        assert all((ROOT / "tests" / test).exists() for test in tests)
+
+
+def test_hooks_before_a_commit_are_what_ci_asks():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repo,) = config["repos"]
+    assert repo["repo"] == "local"
+    entries = {hook["id"]: hook["entry"] for hook in repo["hooks"] if hook["language"] == "system"}
+    assert set(entries) == {"ruff-check", "ruff-format", "mypy", "notebooks"}
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert all(f"\n{command}" in gate for command in ("ruff check", "ruff format --check", "mypy"))
+    tests = (ROOT / "tests" / "test_notebooks.py").read_text()
+    chosen = re.search(r'-k "(.+)"', entries["notebooks"])[1].split(" or ")
+    assert all(re.search(rf"^def test_\w*{name}", tests, re.MULTILINE) for name in chosen)
+
+
+def test_the_gate_asks_for_tables_figures_and_types_in_its_order():
+    gate = (ROOT / ".ci" / "run").read_text()
+    steps = [
+        "\nrun_readme reproduce\n",
+        "git diff --exit-code --stat -- data figures README.md",
+        "\nrun_readme test\n",
+        "\nruff check .",
+        "\nmypy\n",
+        "--nbmake",
+    ]
+    places = [gate.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(

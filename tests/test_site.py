@@ -1,15 +1,22 @@
 """The reading site: what is staged and where it is written; and every page in a real browser without a network."""
 
+import ast
+import inspect
 import re
+from dataclasses import is_dataclass
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from urllib.parse import unquote
 
 import nbformat
 import pytest
 from browser import PROJECT, chromium_page, keep_picture
 
+import hae_lab
 from hae_lab import HAELabError
-from hae_lab.book import notebooks, site
+from hae_lab.book import api, notebooks, site
 
 NEEDS_SPHINX = pytest.mark.slow
 LINKED = re.compile(r'(?:href|src)="([^"#?]+)')
@@ -52,10 +59,12 @@ def test_staged_are_the_notebooks_the_readme_and_what_they_link_to(tmp_path):
     site.stage(notebooks.find(folder), tmp_path / "staged")
     names = {path.relative_to(tmp_path / "staged").as_posix() for path in (tmp_path / "staged").rglob("*.*")}
     pages = {"index.md", "notebooks/01_squares.ipynb", "notebooks/02_cubes.ipynb"}
-    assert names == pages | {"conf.py", "_static/tables.css", "data/a.csv"}
+    reference = {f"api/{name}.md" for name in api.pages()}
+    assert names == pages | reference | {"conf.py", "_static/tables.css", "data/a.csv"}
     index = (tmp_path / "staged" / "index.md").read_text()
     assert index.startswith("# Project")
     assert "notebooks/01_squares\nnotebooks/02_cubes\n" in index
+    assert "api/index\n" in index
 
 
 def test_files_outside_the_project_are_not_staged(tmp_path):
@@ -75,6 +84,81 @@ def test_solutions_are_folded_and_nothing_else(tmp_path):
     assert sources[3] in cells[3].source
 
 
+# the API: what the pages say against what Python finds when it imports the modules
+
+MODULES = [module.name for module in walk_packages(hae_lab.__path__, "hae_lab.") if "__main__" not in module.name]
+DIRECTIVE = re.compile(r"^`+\{py:(module|class|function|data)\} ([\w.]+)(.*)$", re.MULTILINE)
+
+
+@cache
+def documented() -> dict[str, str]:
+    """Qualified name -> signature of everything that the pages describe."""
+    found, module = {}, ""
+    for page in api.pages().values():
+        for kind, name, signature in DIRECTIVE.findall(page):
+            if kind == "module":
+                module = name
+            else:
+                found[f"{module}.{name}"] = signature
+    return found
+
+
+def public(module_name: str) -> dict[str, object]:
+    """Qualified name -> object: a module's own public functions and classes, and what its `__all__` names."""
+    module = import_module(module_name)
+    own = {name: value for name, value in vars(module).items() if is_own(value, module_name) and name[0] != "_"}
+    own |= {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {f"{getattr(value, '__module__', '?')}.{name}": value for name, value in own.items()}
+
+
+def is_own(value: object, module_name: str) -> bool:
+    plain = inspect.isfunction(value) or inspect.isclass(value)
+    return plain and value.__module__ == module_name and value.__qualname__ == value.__name__
+
+
+@pytest.mark.parametrize("module", ["hae_lab", *MODULES])
+def test_every_public_name_has_its_place_in_the_api(module):
+    names = documented()
+    ends = {name.rpartition(".")[2] for name in names}  # constants do not know where they were defined
+    found = public(module)
+    classes = {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    assert set(classes) - set(names) == set()
+    assert {name.rpartition(".")[2] for name in set(found) - set(classes)} <= ends
+
+
+def test_signatures_are_those_of_python():
+    checked = 0
+    for name, signature in documented().items():
+        module, _, last = name.rpartition(".")
+        value = getattr(import_module(module), last)
+        is_built = inspect.isclass(value) and ("__init__" in vars(value) or is_dataclass(value))
+        is_built = is_built and not getattr(value, "_is_protocol", False)  # nobody makes one
+        if inspect.isfunction(value) or is_built:
+            value = partial(value.__init__, None) if is_built else value
+            written = ast.parse(f"def f{signature}: ...").body[0].args
+            names = [*written.posonlyargs, *written.args, written.vararg, *written.kwonlyargs, written.kwarg]
+            assert [each.arg for each in names if each] == list(inspect.signature(value).parameters), name
+            checked += 1
+    assert checked > 200
+
+
+def test_the_front_door_leads_to_the_homes_of_its_names():
+    index = api.pages()["index"]
+    links = dict(re.findall(r"\{py:obj\}`(\w+) <([\w.]+)>`", index))
+    assert list(links) == hae_lab.__all__
+    for name, home in links.items():
+        module, _, last = home.rpartition(".")
+        assert getattr(import_module(module), last) is getattr(hae_lab, name)
+
+
+def test_the_api_holds_docstrings_and_methods():
+    page = api.pages()["masks"]
+    assert inspect.getdoc(hae_lab.masks.TokenGrid).splitlines()[0] in page
+    methods = [name for name, value in vars(hae_lab.masks.SparseMask).items() if name[0] != "_" and callable(value)]
+    assert methods
+    assert all(f"{{py:method}} {name}(" in page for name in methods)
+
+
 # where it is written
 
 
@@ -89,8 +173,8 @@ def test_foreign_folders_and_files_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("also mine")
-    for name in ("mine", "file"):
-        with pytest.raises(HAELabError, match="is not a site that this command wrote"):
+    for name, message in (("mine", r"did not write, such as 'thesis.tex'"), ("file", "is a file: name a folder")):
+        with pytest.raises(HAELabError, match=message):
             site.build_site(folder, tmp_path / name)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "file").read_text() == "also mine"
@@ -111,10 +195,14 @@ def test_a_second_site_replaces_the_first_and_a_failed_one_does_not(tmp_path, mo
     page = (out / "notebooks" / "01_squares.html").read_text()
     assert page.count("<details") == 2
     assert 'href="02_cubes.html"' in page
-    (out / "notebooks" / "left_over.html").touch()
+    assert 'id="hae_lab.presets.config"' in (out / "api" / "presets.html").read_text()
+    (out / "notebooks" / "notes.txt").write_text("a reader's")
+    with pytest.raises(HAELabError, match=r"did not write, such as 'notebooks/notes.txt'"):
+        site.build_site(folder, out)
+    assert (out / "notebooks" / "notes.txt").read_text() == "a reader's"
+    (out / "notebooks" / "notes.txt").unlink()
     (folder / "02_cubes.ipynb").unlink()
     built = site.build_site(folder, out)
-    assert not (out / "notebooks" / "left_over.html").exists()
     assert not (out / "notebooks" / "02_cubes.html").exists()
     assert any("02_cubes.ipynb" in warning for warning in built.warnings)  # the first page still links to it
     assert "staged" not in "".join(built.warnings)
@@ -135,8 +223,11 @@ def test_every_page_opens_from_disk_without_a_network(tmp_path):
     built = site.build_site(PROJECT / "notebooks", tmp_path / "site")
     assert built.warnings == ()
     assert dead_links(tmp_path / "site") == []
-    paths = [built.index, *sorted((tmp_path / "site" / "notebooks").glob("*.html"))]
+    paths = [built.index, *sorted((tmp_path / "site").glob("notebooks/*.html"))]
     assert len(paths) == 1 + len(notebooks.find(PROJECT / "notebooks"))
+    reference = sorted((tmp_path / "site").glob("api/*.html"))
+    assert len(reference) == len(api.pages())
+    paths += reference
     with chromium_page(offline=True) as (page, watched):
         formulas = [check_page(page, path) for path in paths]
         search(page, tmp_path / "site", "projections")

@@ -1,6 +1,6 @@
 """Tables of multiply-accumulates: by part, by decoder level, by sampling run, and the paper's own formula.
 
-Source of the formula: Lu et al. 2024, IEEE Transactions on Image Processing 33, as the design of this audit quotes it.
+Source of the formula: Lu et al. 2024, IEEE Transactions on Image Processing 33, their own estimate of the saving.
 """
 
 from functools import lru_cache

@@ -25,7 +25,7 @@ def find(folder: str | Path = "notebooks", names: tuple[str, ...] = ()) -> list[
     Raises `HAELabError` if there is none, or none for one of the names.
     """
     paths = sorted(Path(folder).glob("*.ipynb"))
-    require(bool(paths), f"no notebooks in {str(folder)!r}: run this from the project's folder")
+    require(bool(paths), f"no notebooks in {str(folder)!r}: run this in a clone of the repository")
     for name in names:
         known = [path.stem for path in paths]
         require(any(stem.startswith(name) for stem in known), f"no notebook {name!r}: known are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""The reading site: README and notebooks as pages that open from disk, without a kernel and without a network.
+"""The reading site: README, notebooks and the API as pages that open from disk, without a kernel and without a network.
 
 Sphinx with myst-nb and furo, in a process of its own, over staged copies. The pages show the committed outputs.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from hae_lab.book import notebooks
+from hae_lab.book import api, notebooks
 from hae_lab.checks import HAELabError, require
 
 EXTRA = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")  # modules of the extra [site]
@@ -48,7 +48,7 @@ table.dataframe th, table.dataframe td {
 }
 """
 MATHJAX_KEPT = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
-MARK = ".hae-lab-site"  # in every folder that `build_site` wrote
+MANIFEST = ".hae-lab-site"  # in every folder that `build_site` wrote: what it wrote, a file a line
 LINK = re.compile(r"""(?:\]\(|src=")(?![a-z]+:|#)([^)"#\s]+)""")
 
 
@@ -63,44 +63,61 @@ class Site:
 def build_site(notebooks_folder: str | Path, out: str | Path) -> Site:
     """Make the site of a folder of notebooks and the README beside the folder; replace the site in `out`, if any.
 
-    Raises `HAELabError` if the extra [site] is missing, if `out` holds anything but a site, or if Sphinx fails; then
-    `out` is as it was.
+    Raises `HAELabError` if the extra [site] is missing, if `out` holds anything that this function did not write, or
+    if Sphinx fails; then `out` is as it was.
     """
     missing = [name for name in EXTRA if find_spec(name) is None]
     require(not missing, f"the site needs {', '.join(missing)}: install the extra, python -m pip install -e '.[site]'")
     paths, out = notebooks.find(notebooks_folder), Path(out).resolve()
-    require(
-        _is_ours(out), f"{str(out)!r} is not a site that this command wrote: name a new folder, or delete it yourself"
-    )
+    _require_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hae-lab-site-", dir=out.parent) as name:
         source, built = Path(name, "source"), Path(name, "built")
         stage(paths, source)
         warnings = _sphinx(source, built)
         _trim(built / "_static" / "mathjax")
-        (built / MARK).touch()
+        (built / MANIFEST).write_text("\n".join(_files(built)) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(Path(name, "old"))
         built.rename(out)
     return Site(out / "index.html", warnings)
 
 
-def _is_ours(out: Path) -> bool:
-    return not out.exists() or (out.is_dir() and ((out / MARK).exists() or not any(out.iterdir())))
+def _require_replaceable(out: Path) -> None:
+    """Raise `HAELabError` if a site in `out` would take the place of files that no site wrote."""
+    if not out.exists():
+        return
+    require(out.is_dir(), f"{str(out)!r} is a file: name a folder")
+    manifest = out / MANIFEST
+    ours = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    foreign = sorted(set(_files(out)) - {MANIFEST, *ours})
+    require(
+        not foreign,
+        f"{str(out)!r} holds files that this command did not write, such as {(foreign or [''])[0]!r}: "
+        "name a new folder, or move them",
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def stage(paths: list[Path], source: Path) -> None:
-    """Copy what Sphinx reads: README as the index, the notebooks, and the files that they link to."""
+    """Copy what Sphinx reads: README as the index, the notebooks, the files that they link to; add the API."""
     folder = paths[0].parent
     project = folder.parent
     source.mkdir()
     (source / "conf.py").write_text("".join(f"{name} = {value!r}\n" for name, value in CONF.items()), encoding="utf-8")
     (source / "_static").mkdir()
     (source / "_static" / "tables.css").write_text(TABLES, encoding="utf-8")
-    pages = [f"{folder.name}/{path.stem}" for path in paths]
     readme = project / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n"
-    (source / "index.md").write_text(f"{text}\n{_contents(pages)}", encoding="utf-8")
+    contents = _contents("Notebooks", [f"{folder.name}/{path.stem}" for path in paths])
+    contents += _contents("Reference", ["api/index"])
+    (source / "index.md").write_text(f"{text}\n{contents}", encoding="utf-8")
+    (source / "api").mkdir()
+    for name, page in api.pages().items():
+        (source / "api" / f"{name}.md").write_text(page, encoding="utf-8")
     _copy_linked(text, project, project, source)
     for path in paths:
         notebook = notebooks.read(path)
@@ -111,8 +128,8 @@ def stage(paths: list[Path], source: Path) -> None:
         notebooks.write(with_hidden_solutions(notebook), source / folder.name / path.name)
 
 
-def _contents(pages: list[str]) -> str:
-    return "```{toctree}\n:hidden:\n:caption: Notebooks\n\n" + "\n".join(pages) + "\n```\n"
+def _contents(caption: str, pages: list[str]) -> str:
+    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
 
 
 def _copy_linked(text: str, base: Path, project: Path, source: Path) -> None:

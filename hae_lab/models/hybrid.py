@@ -1,6 +1,6 @@
 """The hybrid block: a CNN branch beside a multi-scale sparse Transformer, with three slots that make the variants.
 
-Source: the HAE design document, sections 1.1, 1.2, 2.1, 2.2, 3.1, 3.2; `reference/README.md` for what it leaves open.
+Source: the HAE design document, sections 1.1, 1.2, 2.1, 2.2, 3.1, 3.2; hae_lab/README.md for what it leaves open.
 The document's class names stand at the end; each fixes the slots and nothing else.
 """
 
