@@ -14,7 +14,7 @@ import torch
 
 from hae_lab.family import HAEConfig
 from hae_lab.models import HybridBlock
-from hae_lab.presets import VARIANTS, config
+from hae_lab.presets import DOCUMENT, SLOTS, VARIANTS, config
 from hae_lab.profilers.params import parameter_formulas, parameter_parts, parameters
 
 CLAIM_PERCENT = {"hae": 100.0, "lite": 70.0, "v2": 40.0}
@@ -27,7 +27,6 @@ PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
 }
 TABLE_PRESETS = ("brats128", "wide128", "imagenet64", "cifar32")
 SCOPES = {"whole model": "model", "decoder": "decoder", "hybrid blocks": "hybrid blocks", "MSTB": "MSTB"}
-SLOTS = ("regions", "fusion", "mlp_ratio")
 
 
 @lru_cache(maxsize=64)
@@ -38,7 +37,7 @@ def _parts(model_config: HAEConfig) -> Mapping[str, int]:
 
 
 def module_rows(preset: str = "brats128") -> pd.DataFrame:
-    """`profilers.parameters` of the four variants on one preset, below one another."""
+    """`profilers.parameters` of every variant on one preset, below one another."""
     frames = {variant: parameters(config(variant, preset)) for variant in VARIANTS}
     return pd.concat(frames, names=["variant", None]).reset_index("variant").assign(preset=preset)
 
@@ -72,7 +71,7 @@ def published_counts() -> pd.DataFrame:
 
 
 def parameter_table() -> pd.DataFrame:
-    """Like for like: the four variants on one body, for four presets and four scopes, in percent of HAE."""
+    """Like for like: every variant on one body, for four presets and four scopes, in percent of HAE."""
     rows = []
     for preset, (scope, part) in product(TABLE_PRESETS, SCOPES.items()):
         counts = {variant: _parts(config(variant, preset))[part] for variant in VARIANTS}
@@ -105,7 +104,7 @@ def block_coefficients(widths: tuple[int, int, int] = (64, 128, 192)) -> pd.Data
     """
     step = widths[1] - widths[0]
     rows = []
-    for scope, variant in product(("hybrid blocks", "MSTB"), CLAIM_PERCENT):
+    for scope, variant in product(("hybrid blocks", "MSTB"), DOCUMENT):
         low, middle, high = (block_params(variant, width, scope) for width in widths)
         row = {"scope": scope, "variant": variant}
         row |= {f"params_at_{width}": count for width, count in zip(widths, (low, middle, high), strict=True)}
@@ -143,8 +142,10 @@ def feasibility_slopes() -> dict[str, float]:
 
 def slot_waterfall(preset: str = "brats128") -> pd.DataFrame:
     """From HAE to V2 one slot at a time, in every order: what each single change saves."""
+    # the document's own order first: what Lite changes, then what V2 does
+    by_version = sorted(SLOTS, key=lambda slot: VARIANTS["lite"][slot] == VARIANTS["hae"][slot])
     rows = []
-    for order in permutations(SLOTS):
+    for order in permutations(by_version):
         model_config, total = config("hae", preset), _parts(config("hae", preset))["model"]
         for step, slot in enumerate(order, start=1):
             model_config = model_config.replace(**{slot: VARIANTS["v2"][slot]})
