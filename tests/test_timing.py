@@ -16,6 +16,41 @@ def test_cases_are_interleaved_after_a_warm_up():
     assert (rows["ms_median"] <= rows["ms_q3"]).all()
 
 
+class Clock:
+    """A clock that only runs while a case does, by as many seconds as told, the same ones in every repeat."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def process_time(self) -> float:
+        return self.now
+
+    perf_counter = process_time
+
+    def case(self, *seconds: float):
+        left = iter(seconds)
+
+        def run() -> None:
+            self.now += next(left)
+
+        return run
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_milliseconds_are_those_of_the_clock(monkeypatch, device):
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    # the first run of each is the warm-up, and does not count
+    cases = {"skewed": clock.case(99, 0.010, 0.500, 0.020, 0.040, 0.030), "steady": clock.case(*[0.007] * 6)}
+    rows = timing.interleaved(cases, repeats=5, warmup=1, device=device).set_index("case")
+    # sorted: 10, 20, 30, 40, 500 ms
+    assert rows.loc["skewed", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([20, 30, 40])
+    assert rows.loc["steady", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([7, 7, 7])
+    assert set(rows["clock"]) == {"CPU time" if device == "cpu" else "wall time"}
+    assert set(rows["repeats"]) == {5}
+
+
 def test_the_number_of_threads_is_restored_even_after_an_error():
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):

@@ -176,11 +176,12 @@ def scales(measured: Measured) -> Iterator[Finding]:
     """Three scales at every level: do they exist, and does any pixel see them?"""
     for preset in (*parameter_tables.TABLE_PRESETS, "lesson16"):
         model_config = config("hae", preset)
-        grids = [TokenGrid(model_config.sizes[level], model_config.sizes[level]) for level in model_config.hybrid_levels]
+        sides = [model_config.sizes[level] for level in model_config.hybrid_levels]
+        grids = [TokenGrid(side, side) for side in sides]
         exist = sum(not grid.dropped for grid in grids)
         seen = sum(not grid.dropped and _all_scales_seen(grid) for grid in grids)
         yield Finding(
-            f"{preset}, maps of side {', '.join(str(grid.height) for grid in grids)}",
+            f"{preset}, maps of side {', '.join(map(str, sides))}",
             f"three scales exist on {exist} and are seen by some pixel on {seen} of {len(grids)} maps",
             HOLDS if seen == len(grids) else FAILS,
             "data/visibility.csv",

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +33,7 @@ def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = 
     drawn = {name: source for name, source in figures().items() if name in chosen}
     data = Path(out) / "data"
 
-    @lru_cache(maxsize=None)
+    @cache
     def rows(name: str) -> pd.DataFrame:
         return tables.read(data / f"{name}.csv") if name in made else read_table(name)
 
