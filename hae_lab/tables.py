@@ -3,7 +3,7 @@
 The dialect: UTF-8, a comma, a line feed, six significant digits. A float always shows a point, an exponent or "inf", a
 whole number never; a gap is an empty field. So whole numbers with gaps stay whole ("Int64"), text gaps stay "", and
 what is read is what was written: a column that would come back as another type is refused. Only a column that holds
-nothing but gaps comes back as text. Of other programs' tables, which are read too, whole numbers among floats are floats.
+nothing but gaps comes back as text. In tables of other programs, which are read too, a whole number may be a float.
 """
 
 import math

@@ -8,7 +8,6 @@ import pandas as pd
 
 from hae_lab.audit.clone import read_table
 
-STUDIES = ("bottleneck", "digits", "equal_parameters", "masks", "patches", "samples", "slots", "variants")
 CURVES = ("variants", "digits")  # studies whose learning curves are kept
 
 
