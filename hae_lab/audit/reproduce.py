@@ -23,7 +23,6 @@ from hae_lab.presets import VARIANTS
 from hae_lab.profilers import anatomy, counters
 from hae_lab.profilers.reach import visibility
 from hae_lab.rules import RULES
-from hae_lab.study import statistics
 from hae_lab.tables import write
 
 STUDIES = ("bottleneck", "digits", "equal_parameters", "masks", "patches", "samples", "slots", "variants")
@@ -86,7 +85,7 @@ def mask_rules_figure() -> plots.Chart:
 
 def draw_forest(rows: pd.DataFrame) -> plots.Chart:
     """Paired differences of every two variants."""
-    return plots.forest(statistics.paired_differences(rows), rows)
+    return plots.forest(rows)
 
 
 def draw_pareto(rows: pd.DataFrame, latency: pd.DataFrame) -> plots.Chart:
@@ -102,8 +101,7 @@ def draw_learning_curves(curves: pd.DataFrame, latency: pd.DataFrame) -> plots.C
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
     """What 1, 3 and 10 seeds would have made us conclude."""
     promised = rows[rows["cell"].isin(quality_tables.PROMISED)]
-    single = statistics.order_in_single_seeds(promised, quality_tables.PROMISED)
-    return plots.conclusions(statistics.conclusions_by_seeds(promised), single)
+    return plots.conclusions(promised, promised=quality_tables.PROMISED)
 
 
 @dataclass(frozen=True)
