@@ -10,7 +10,7 @@ import pandas as pd
 
 from hae_lab.audit.benchmarks import NO_BLOCKS, SHARED
 from hae_lab.audit.measured import of_one_computer
-from hae_lab.audit.parameter_tables import TABLE_PRESETS
+from hae_lab.audit.parameter_tables import CLAIM_PERCENT, TABLE_PRESETS
 from hae_lab.checks import require
 from hae_lab.family import HAEConfig
 from hae_lab.presets import VARIANTS, config
@@ -112,4 +112,5 @@ def variants_together(bench_model: pd.DataFrame, preset: str = "brats128") -> pd
     for quartile in ("q1", "q3"):
         of_time = 100 * frame["variant"].map(times[f"ms_{quartile}"]) / hae["time"]
         frame[f"percent_{quartile}"] = frame["percent_of_hae"].where(frame["quantity"] != "time", of_time)
+    frame["claim_percent"] = frame["variant"].map(CLAIM_PERCENT).where(frame["quantity"] == "parameters")
     return frame

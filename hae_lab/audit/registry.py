@@ -20,7 +20,6 @@ from hae_lab.presets import DOCUMENT, VARIANTS
 from hae_lab.profilers import anatomy, counters
 from hae_lab.profilers.reach import visibility
 from hae_lab.rules import RULES
-from hae_lab.study import statistics
 
 
 def visibility_rows() -> pd.DataFrame:
@@ -70,11 +69,6 @@ def mask_rules_figure() -> plots.Chart:
     return plots.mask_rules([state.view() for state in states], [state.matrix() for state in states], image)
 
 
-def draw_forest(rows: pd.DataFrame) -> plots.Chart:
-    """Paired differences of every two variants."""
-    return plots.forest(statistics.paired_differences(rows), rows)
-
-
 def draw_pareto(rows: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
     """Loss against parameters, MACs and the time of a training step."""
     return plots.pareto(rows.assign(ms=rows["cell"].map(quality_tables.ms_per_step(training))))
@@ -87,9 +81,7 @@ def draw_learning_curves(curves: pd.DataFrame, training: pd.DataFrame) -> plots.
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
     """What 1, 3 and 10 seeds would have made us conclude."""
-    promised = rows[rows["cell"].isin(DOCUMENT)]
-    single = statistics.order_in_single_seeds(promised, DOCUMENT)
-    return plots.conclusions(statistics.conclusions_by_seeds(promised), single)
+    return plots.conclusions(rows[rows["cell"].isin(DOCUMENT)], promised=DOCUMENT)
 
 
 @dataclass(frozen=True)
@@ -115,8 +107,8 @@ FIGURES: dict[str, FigureSource] = {
     "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("bench_attention_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
-    "quality_forest": FigureSource(draw_forest, ("study_variants",)),
-    "quality_forest_digits": FigureSource(draw_forest, ("study_digits",)),
+    "quality_forest": FigureSource(plots.forest, ("study_variants",)),
+    "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
     "learning_curves": FigureSource(draw_learning_curves, ("study_variants_curves", "bench_training_cpu")),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
