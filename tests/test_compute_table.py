@@ -6,6 +6,7 @@ import pytest
 from hae_lab import HAELabError, config
 from hae_lab.audit import compute_tables as table
 from hae_lab.profilers.macs import compute, total
+from hae_lab.profilers.params import parameter_formulas
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,8 @@ def test_variants_together_takes_time_from_the_measured_rows():
 def test_the_time_of_a_variant_that_was_not_measured_is_a_gap():
     rows = table.variants_together(model_rows(unet=50, hae=100, v2=80), "cifar32").set_index(["variant", "quantity"])
     assert rows.loc[("lite", "time"), ["value", "percent_of_hae", "percent_q1", "percent_q3"]].isna().all()
-    assert rows.loc["lite"].loc[["parameters", "MACs"]].notna().all(axis=None)
+    assert rows.loc[("lite", "parameters"), "value"] == parameter_formulas(config("lite", "cifar32"))["model"]
+    assert rows.loc[("lite", "parameters"), "claim_percent"] == 70
+    assert rows.loc["lite", "percent_of_hae"][["parameters", "MACs"]].between(1, 100).all()
     with pytest.raises(HAELabError, match="no time of HAE"):
         table.variants_together(model_rows(unet=50, v2=80), "cifar32")

@@ -24,7 +24,7 @@ def step_rows(variant: str, preset: str, mask_rule: str) -> pd.DataFrame:
     return _step_rows(config(variant, preset, mask_rule=mask_rule))
 
 
-@lru_cache(maxsize=64)  # by config: a variant may be registered anew under its name
+@lru_cache(maxsize=128)  # by config: a variant may be registered anew under its name
 def _step_rows(model_config: HAEConfig) -> pd.DataFrame:
     return compute(model_config)
 
