@@ -137,7 +137,7 @@ def run_reproduce(options: argparse.Namespace) -> None:
     from hae_lab.book import readme
 
     if options.list:
-        print("\n".join(reproduce.NAMES))
+        print("\n".join(reproduce.names()))
         return
     if options.full:
         from hae_lab.audit.rerun import rerun

@@ -2,7 +2,8 @@
 
 The dialect: UTF-8, a comma, a line feed, six significant digits. A float always shows a point, an exponent or "inf", a
 whole number never; a gap is an empty field. So whole numbers with gaps stay whole ("Int64"), text gaps stay "", and
-what is read is what was written: a column that would come back as another type is refused.
+what is read is what was written: a column that would come back as another type is refused. Only a column that holds
+nothing but gaps comes back as text. In tables of other programs, which are read too, a whole number may be a float.
 """
 
 import math
@@ -19,25 +20,22 @@ from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
 SUFFIXES = (".csv", ".parquet")
-WHOLE = re.compile(r"[+-]?\d+")
-FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?|[+-]?inf|nan")
+WHOLE = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf")
 TRUTH = {"True": True, "False": False}
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table by its suffix, whole or not at all; return the path.
+    """Write a table by its suffix, whole or not at all, without its index; return the path.
 
     Raises `HAELabError` for a suffix other than .csv and .parquet, for Parquet without pyarrow, and for a column that
-    CSV could not bring back as it is.
+    the file could not bring back as it is.
     """
     path = Path(path)
     require(path.suffix in SUFFIXES, f"a table is written as .csv or .parquet, got {str(path)!r}")
+    _check_names(frame)
     if path.suffix == ".parquet":
-        installed = find_spec("pyarrow") is not None
-        require(installed, 'Parquet needs pyarrow, which is not installed: pip install "hae-lab[parquet]"')
-        with atomic_path(path) as temporary:
-            frame.to_parquet(temporary, index=False)
-        return path
+        return _write_parquet(frame, path)
     text = to_csv(frame)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -53,40 +51,73 @@ def read(path: str | Path) -> pd.DataFrame:
     require(path.suffix in SUFFIXES, f"a table is read from .csv or .parquet, got {str(path)!r}")
     require(path.is_file(), f"no such table: {str(path)!r}")
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else from_csv(path.read_text(encoding="utf-8"))
-    except (ValueError, ImportError, OSError) as error:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else from_csv(path.read_bytes().decode("utf-8"))
+    except (ValueError, OverflowError, ImportError, OSError) as error:
         raise HAELabError(f"{str(path)!r} holds no table: {error}") from None
 
 
 def to_csv(frame: pd.DataFrame) -> str:
     """A table in the dialect above. Raises `HAELabError` for a column that would come back as another type."""
-    texts = pd.DataFrame({name: frame[name].astype(object).map(_cell).astype(object) for name in frame.columns})
+    _check_names(frame)
+    texts = pd.DataFrame({name: [_cell(value) for value in frame[name].astype(object)] for name in frame}, dtype=str)
     text = texts.to_csv(index=False, lineterminator="\n")
-    back = from_csv(text)
+    cells = _cells(text)
     for name in frame.columns:
-        gaps = frame[name].isna() | (frame[name].astype(object) == "")
-        asked, found = _kind(frame[name]), _kind(back[name])
-        require(
-            asked == found or bool(gaps.all()),
-            f"column {name!r} holds {asked} and would be read as {found}, for example "
-            f"{frame.loc[~gaps, name].iloc[0] if not gaps.all() else ''!r}: give it one unmistakable type",
-        )
+        kept = list(cells[name]) == list(texts[name])
+        require(kept, f"column {name!r} holds characters that CSV cannot bring back: leave out control characters")
+        _check_type(frame[name], texts[name])
     return text
 
 
 def from_csv(text: str) -> pd.DataFrame:
-    """The table of a text in the dialect above."""
-    raw = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, na_filter=False)
-    return pd.DataFrame({name: _typed(raw[name]) for name in raw.columns})
+    """The table of a text in the dialect above. Raises `ValueError` or `OverflowError` for a text that is none."""
+    cells = _cells(text)
+    return pd.DataFrame({name: _typed(cells[name]) for name in cells})
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> Path:
+    installed = find_spec("pyarrow") is not None
+    require(installed, 'Parquet needs pyarrow, which is not installed: pip install "hae-lab[parquet]"')
+    with atomic_path(path) as temporary:
+        try:
+            frame.to_parquet(temporary, index=False)
+        except (ValueError, TypeError) as error:
+            raise HAELabError(f"{str(path)!r} cannot hold this table: {error}") from None
+    return path
+
+
+def _check_names(frame: pd.DataFrame) -> None:
+    names = list(frame.columns)
+    named = len(names) == len(set(names)) > 0 and all(isinstance(name, str) and name for name in names)
+    require(named, f"a table has one or more columns, each with a name of its own, got {names}")
+
+
+def _check_type(column: pd.Series, texts: pd.Series) -> None:
+    filled = texts != ""
+    if not filled.any():
+        return
+    asked, example = _kind(column), texts[filled].iloc[0]
+    try:
+        found = _kind(_typed(texts))
+    except OverflowError:
+        found = "a number too large for 64 bits"
+    require(
+        asked == found,
+        f"column {column.name!r} holds {asked} and would be read as {found}, for example {example!r}: "
+        "give it one unmistakable type",
+    )
+
+
+def _cells(text: str) -> pd.DataFrame:
+    """Every cell as it stands."""
+    return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
 
 
 def _cell(value: Any) -> str:
-    if value is None or value is pd.NA or value is pd.NaT:
-        return ""
     if isinstance(value, str):
         return value
-    if types.is_bool(value) or types.is_integer(value):
-        return str(value)
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
     if types.is_float(value):
         return "" if math.isnan(value) else _float_text(float(value))
     return str(value)
@@ -97,23 +128,30 @@ def _float_text(value: float) -> str:
     return f"{text}.0" if WHOLE.fullmatch(text) else text
 
 
-def _typed(column: pd.Series) -> pd.Series:
-    filled = column[column != ""]
-    gaps = len(filled) < len(column)
+def _typed(cells: pd.Series) -> pd.Series:
+    filled = cells[cells != ""]
+    gaps = len(filled) < len(cells)
     if filled.empty:
-        return column
-    if filled.isin(list(TRUTH)).all() and not gaps:
-        return column.map(TRUTH).astype(bool)
-    if filled.map(lambda cell: WHOLE.fullmatch(cell) is not None).all():
-        return column.replace("", None).astype("Int64") if gaps else column.astype("int64")
-    if filled.map(lambda cell: FLOAT.fullmatch(cell) is not None).all():
-        return column.replace("", "nan").astype("float64")
-    return column
+        return cells
+    if filled.isin(list(TRUTH)).all():
+        return cells.map(TRUTH).astype("boolean" if gaps else "bool")
+    if all(WHOLE.fullmatch(cell) for cell in filled):
+        numbers = [None if cell == "" else int(cell) for cell in cells]
+        return pd.Series(numbers, cells.index, dtype="Int64" if gaps else "int64")
+    if all(NUMBER.fullmatch(cell) for cell in filled):
+        return cells.replace("", "nan").astype("float64")
+    return cells
 
 
 def _kind(column: pd.Series) -> str:
-    if types.is_bool_dtype(column):
+    """What a column holds, in words."""
+    if types.is_bool_dtype(column.dtype):
         return "truth values"
-    if types.is_integer_dtype(column):
+    if types.is_integer_dtype(column.dtype):
         return "whole numbers"
-    return "floats" if types.is_float_dtype(column) else "text"
+    if types.is_float_dtype(column.dtype):
+        return "floats"
+    if not (types.is_object_dtype(column.dtype) or types.is_string_dtype(column.dtype)):
+        return str(column.dtype)
+    others = sorted({type(value).__name__ for value in column.dropna() if not isinstance(value, str)})
+    return " and ".join(others) or "text"

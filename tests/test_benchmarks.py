@@ -6,8 +6,10 @@ import torch
 from parity_data import sample_inputs, with_parity_weights
 from torch import nn
 
-from hae_lab import HAELabError, build, rules
+import hae_lab.presets
+from hae_lab import HAELabError, build, rules, tables
 from hae_lab.audit import baselines, benchmarks
+from hae_lab.audit.clone import read_table
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
 
@@ -67,32 +69,110 @@ def test_core_limit_is_the_arithmetic_of_the_key_lists():
     assert benchmarks.core_limit(64) == pytest.approx(grid.n**2 / (grid.n_local * most_keys), rel=0.02)
 
 
+@pytest.mark.parametrize("way", [benchmarks.SDPA, benchmarks.SHARED])
+def test_every_core_case_runs(way):
+    benchmarks.core_case(way, 8)()
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """A clock that takes as many ms as told, case by case; what it was asked to time."""
+    asked: list[list[str]] = []
+
+    def interleaved(cases, **options) -> pd.DataFrame:
+        asked.append(list(cases))
+        ms = [float(10 * (place + 1)) for place in range(len(cases))]
+        return pd.DataFrame({"case": list(cases), "ms_median": ms, "ms_q1": ms, "ms_q3": ms, "clock": "CPU time"})
+
+    monkeypatch.setattr(benchmarks, "interleaved", interleaved)
+    monkeypatch.setattr(benchmarks, "peak_bytes", lambda *case: 1000)
+    return asked
+
+
+def test_masks_compare_two_ways_on_each_map(times):
+    rows = benchmarks.bench_masks()
+    assert rows["map"].tolist() == ["16x16", "16x16", "32x32", "32x32", "64x64", "64x64"]
+    assert rows["n"].tolist() == [276, 276, 1104, 1104, 4416, 4416]
+    assert rows["way"].tolist() == ["document's row loop", "index form"] * 3
+    assert rows["speed_up"].tolist() == [1.0, 0.5] * 3
+
+
+def test_attention_tells_layers_from_cores(times, monkeypatch):
+    monkeypatch.setattr(benchmarks, "layer_case", lambda *case: None)
+    monkeypatch.setattr(benchmarks, "core_case", lambda *case: None)
+    rows = benchmarks.bench_attention(sides=(16,))
+    assert rows.groupby(["part", "pass", "map"], sort=False).size().to_dict() == {
+        ("layer", "forward", "16x16"): 8, ("core", "forward", "16x16"): 2, ("layer", "forward + backward", "16x16"): 8,
+        ("core", "forward + backward", "16x16"): 2, ("layer", "forward", "128x128"): 3,
+    }  # fmt: skip
+    layer = rows[(rows["part"] == "layer") & (rows["pass"] == "forward") & (rows["map"] == "16x16")].set_index("way")
+    # cases take 10, 20, 30 ... ms: the document's layer, masked SDPA, the rules
+    assert layer.loc["dense", "speed_up"] == 10 / 80
+    assert layer.loc["dense", "speed_up_sdpa"] == 20 / 80
+    core = rows[(rows["part"] == "core") & (rows["pass"] == "forward")].set_index("way")
+    assert core["speed_up_sdpa"].to_dict() == {"SDPA with the mask, all queries": 1.0, "document_shared": 0.5}
+    assert core.loc["document_shared", "limit"] == benchmarks.core_limit(16)
+    assert rows.loc[rows["part"] == "core", ["speed_up", "peak_bytes"]].isna().all(axis=None)
+    assert set(rows.loc[rows["part"] == "layer", "peak_bytes"]) == {1000}
+    assert str(rows["peak_bytes"].dtype) == "Int64"
+
+
+def test_a_model_is_compared_with_the_documents_way_of_its_variant(times, monkeypatch):
+    tiny = {"brats128": hae_lab.PRESETS["tiny"]}
+    monkeypatch.setattr(hae_lab.presets, "PRESETS", hae_lab.PRESETS | tiny)
+    rows = benchmarks.bench_model()
+    ways = rows.groupby("variant", sort=False)["way"].agg(list).to_dict()
+    ours = ["document", "document_shared", "document's way"]
+    assert ways == {"unet": [""], "hae": ours, "lite": ours, "v2": ours}
+    speed_up = rows.set_index(["variant", "way"])["speed_up"]
+    assert speed_up["unet", ""] == 1
+    assert speed_up["hae", "document_shared"] == 40 / 30  # the cases of hae take 20, 30 and 40 ms
+    assert speed_up["v2", "document"] == 100 / 80
+
+
+def test_a_training_step_is_a_share_of_the_run(times):
+    rows = benchmarks.bench_training(steps=2).set_index(["variant", "way"])
+    assert rows.loc[("unet", "bare loop"), "ms_median"] == 10 / 2
+    assert rows.loc[("v2", "hae_lab"), ["ms_median", "ms_q1", "ms_q3"]].tolist() == [80 / 2] * 3
+    assert rows.loc[("v2", "hae_lab"), "speed_up"] == 70 / 80
+    assert rows.loc[("lite", "bare loop"), "speed_up"] == 1
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    def rows(device: str) -> pd.DataFrame:
-        return benchmarks._with_speed_up(
-            pd.DataFrame({"case": ["slow", "fast"], "ms_median": [8.0, 2.0]}), speed_up="slow"
-        )
-
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "masks", rows)
+    rows = pd.DataFrame({"way": ["slow", "fast"], "map": "4x4", "n": 17, "ms_median": [8.0, 2.0]})
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "masks", lambda device: rows)
 
 
-def test_speed_up_is_the_ratio_to_the_baseline_and_rows_name_their_device(quick, tmp_path):
+def test_rows_name_their_device_and_come_back_as_they_were(quick, tmp_path):
     path, rows = benchmarks.bench("masks", tmp_path)
-    assert path == tmp_path / "latency_cpu.csv"
-    assert rows["speed_up"].tolist() == [1.0, 4.0]
+    assert path == tmp_path / "bench_masks_cpu.csv"
     assert {"device_name", "torch", "python", "system"} <= set(rows.columns)
+    pd.testing.assert_frame_equal(tables.read(path), rows, check_dtype=False)
 
 
 def test_measuring_again_replaces_the_rows_of_this_device_alone(quick, tmp_path):
     path, _ = benchmarks.bench("masks", tmp_path)
-    pd.read_csv(path).assign(device_name="another computer").to_csv(path, index=False)
+    tables.write(tables.read(path).assign(device_name="another computer", ms_median=[5.0, 6.0]), path)
     benchmarks.bench("masks", tmp_path)
     benchmarks.bench("masks", tmp_path)
-    kept = pd.read_csv(path)
-    assert kept["device_name"].nunique() == 2
+    kept = tables.read(path)
     assert len(kept) == 4
+    assert kept.loc[kept["device_name"] == "another computer", "ms_median"].tolist() == [5.0, 6.0]
+    assert kept.loc[kept["device_name"] != "another computer", "ms_median"].tolist() == [8.0, 2.0]
+    assert str(kept["n"].dtype) == "int64"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("what", benchmarks.BENCHMARKS)
+def test_committed_rows_have_the_columns_of_the_benchmark(what):
+    rows = read_table(f"bench_{what}_cpu")
+    assert list(rows.columns) == [name for name in benchmarks.COLUMNS if name in rows.columns]
+    assert not rows[[name for name in rows.columns if name != "way"]].isna().all().any()
+    keys = [name for name in ("variant", "part", "way", "pass", "map", "device_name") if name in rows.columns]
+    assert not rows.duplicated(keys).any()
+    assert (rows["ms_q1"] <= rows["ms_median"]).all()
+    assert (rows["ms_median"] <= rows["ms_q3"]).all()
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from hae_lab import config
+from hae_lab import HAELabError, config
 from hae_lab.audit import compute_tables as table
 from hae_lab.profilers.macs import compute, total
+from hae_lab.profilers.params import parameter_formulas
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,33 @@ def test_the_papers_formula_reaches_ninety_percent_where_the_table_says():
         assert (row["saved_percent"] >= 90) == (row["height"] ** 2 >= n)
 
 
+def model_rows(**ms: float) -> pd.DataFrame:
+    """Rows of `hae-lab bench model`: a variant's median, a millisecond between its quartiles and it."""
+    rows = [
+        {"variant": variant, "way": "" if variant == "unet" else way, "ms_median": factor * value}
+        for variant, value in ms.items()
+        for way, factor in (("document_shared", 1), ("document's way", 7))[: 1 if variant == "unet" else 2]
+    ]
+    frame = pd.DataFrame(rows).assign(device_name="here")
+    return frame.assign(ms_q1=frame["ms_median"] - 1, ms_q3=frame["ms_median"] + 1)
+
+
 def test_variants_together_takes_time_from_the_measured_rows():
-    cases = [("unet", "unet"), *((f"{name}, document_shared", name) for name in ("hae", "lite", "v2"))]
-    latency = pd.DataFrame(
-        {"benchmark": "model", "device_name": "here", "case": case, "variant": variant}
-        | {"ms_q1": ms - 1, "ms_median": ms, "ms_q3": ms + 1}
-        for (case, variant), ms in zip(cases, (50.0, 100.0, 90.0, 80.0), strict=True)
-    )
-    rows = table.variants_together(latency, "cifar32").set_index(["variant", "quantity"])
+    latency = model_rows(unet=50, hae=100, lite=90, v2=80)
+    elsewhere = latency.assign(device_name="that computer", ms_median=3.0)
+    both = pd.concat([elsewhere, latency])  # of several computers the first by name
+    rows = table.variants_together(both, "cifar32").set_index(["variant", "quantity"])
     assert rows.loc[("v2", "time"), ["percent_of_hae", "percent_q1", "percent_q3"]].tolist() == [80, 79, 81]
+    assert rows.loc[("unet", "time"), "percent_of_hae"] == 50
     assert rows.loc[("v2", "parameters"), "value"] == 45_110_339
     assert rows.loc[("hae", "MACs"), "percent_of_hae"] == 100
+
+
+def test_the_time_of_a_variant_that_was_not_measured_is_a_gap():
+    rows = table.variants_together(model_rows(unet=50, hae=100, v2=80), "cifar32").set_index(["variant", "quantity"])
+    assert rows.loc[("lite", "time"), ["value", "percent_of_hae", "percent_q1", "percent_q3"]].isna().all()
+    assert rows.loc[("lite", "parameters"), "value"] == parameter_formulas(config("lite", "cifar32"))["model"]
+    assert rows.loc[("lite", "parameters"), "claim_percent"] == 70
+    assert rows.loc["lite", "percent_of_hae"][["parameters", "MACs"]].between(1, 100).all()
+    with pytest.raises(HAELabError, match="no time of HAE"):
+        table.variants_together(model_rows(unet=50, v2=80), "cifar32")

@@ -77,5 +77,6 @@ def test_another_folder_is_refused(declare, tmp_path):
 
 
 def test_without_studies_it_says_where_they_should_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(clone, "root", lambda: tmp_path)
     with pytest.raises(HAELabError, match="no study at"):
         rerun.studies()

@@ -24,15 +24,6 @@ def title_of(figure) -> str:
     return " ".join(figure._suptitle.get_text().split())
 
 
-def forest(rows, **options):
-    return plots.forest(statistics.paired_differences(rows, **options), rows)
-
-
-def conclusions(rows, counts=(1, 3, 10), order=None):
-    in_order = None if order is None else statistics.order_in_single_seeds(rows, order)
-    return plots.conclusions(statistics.conclusions_by_seeds(rows, counts), in_order)
-
-
 def ratio_rows(gap: float = 0.0, seeds: int = 5) -> pd.DataFrame:
     """The bottleneck ratios beside the control; each halving of the ratio adds `gap` to the loss."""
     names = {f"mlp_ratio={ratio}": ratio for ratio in RATIOS}
@@ -48,25 +39,25 @@ def factor_rows(name: str, levels, seeds: int = 3) -> pd.DataFrame:
 
 
 PICTURES = {
-    "forest of all pairs": lambda: forest(study_rows()),
-    "forest against a baseline": lambda: forest(study_rows(), baseline="unet"),
-    "forest of 3 cells apart": lambda: forest(study_rows(("hae", "lite", "v2"), gaps=APART)),
-    "forest of 5 cells": lambda: forest(study_rows(FIVE)),
-    "forest of 6 rules": lambda: forest(study_rows(RULES, seeds=3)),
+    "forest of all pairs": lambda: plots.forest(study_rows()),
+    "forest against a baseline": lambda: plots.forest(study_rows(), baseline="unet"),
+    "forest of 3 cells apart": lambda: plots.forest(study_rows(("hae", "lite", "v2"), gaps=APART)),
+    "forest of 5 cells": lambda: plots.forest(study_rows(FIVE)),
+    "forest of 6 rules": lambda: plots.forest(study_rows(RULES, seeds=3)),
     "pareto": lambda: plots.pareto(study_rows(FIVE)),
-    "pareto of rules": lambda: plots.pareto(study_rows(RULES, seeds=3), ("macs", "ms")),
+    "pareto of rules": lambda: plots.pareto(study_rows(RULES, seeds=3), costs=("macs", "ms")),
     "learning curves": lambda: plots.learning_curves(*curve_rows()),
     "learning curves of rules": lambda: plots.learning_curves(*curve_rows(RULES, seeds=3)),
     "loss by quartile": lambda: plots.loss_by_quartile(study_rows(FIVE)),
     "slot ladder": lambda: plots.slot_ladder(slot_rows()),
-    "conclusions": lambda: conclusions(study_rows(seeds=10)),
-    "conclusions of 5 seeds": lambda: conclusions(
-        study_rows(("hae", "lite", "v2")), (1, 2, 5), order=("hae", "lite", "v2")
+    "conclusions": lambda: plots.conclusions(study_rows(seeds=10)),
+    "conclusions of 5 seeds": lambda: plots.conclusions(
+        study_rows(("hae", "lite", "v2")), counts=(1, 2, 5), promised=("hae", "lite", "v2")
     ),
     "ratios": lambda: plots.dose(ratio_rows()),
-    "rules": lambda: plots.dose(factor_rows("mask_rule", RULES), "mask_rule", cost="macs"),
+    "rules": lambda: plots.dose(factor_rows("mask_rule", RULES), x="mask_rule", cost="macs"),
     "patch sizes": lambda: plots.dose(
-        factor_rows("patch_sizes", [(1,), (1, 4), (1, 8), (1, 4, 8), (1, 2, 4, 8)]), "patch_sizes"
+        factor_rows("patch_sizes", [(1,), (1, 4), (1, 8), (1, 4, 8), (1, 2, 4, 8)]), x="patch_sizes"
     ),
 }
 
@@ -118,19 +109,19 @@ def test_pictures_are_repeatable():
     ],
 )
 def test_forest_says_what_the_seeds_can_tell(gaps, title):
-    assert title_of(forest(study_rows(("hae", "lite", "v2"), gaps=gaps))) == title
+    assert title_of(plots.forest(study_rows(("hae", "lite", "v2"), gaps=gaps))) == title
 
 
 def test_forest_of_one_pair():
     rows = study_rows(("hae", "lite"), gaps={})
-    assert title_of(forest(rows)) == "5 seeds cannot tell the two cells apart by held-out loss"
+    assert title_of(plots.forest(rows)) == "5 seeds cannot tell the two cells apart by held-out loss"
 
 
 def test_forest_writes_the_verdict_and_what_it_would_find_beside_each_row():
     rows = study_rows(("hae", "v2"), gaps=APART)
     found = statistics.paired_differences(rows).iloc[0]
     least = 100 * found["minimum_detectable_difference"] / rows.loc[rows["cell"] == "hae", "loss"].mean()
-    (text,) = plots.forest(statistics.paired_differences(rows), rows).axes[0].texts
+    (text,) = plots.forest(rows).axes[0].texts
     assert text.get_text() == f"HAE better\nfinds ≥ {least:.1f} %"
 
 
@@ -138,7 +129,7 @@ def test_forest_marks_intervals_that_holm_overrules():
     rows = study_rows(FIVE)
     found = statistics.paired_differences(rows)
     overruled = (found["verdict"] == "cannot tell") & (found["ci_low"].gt(0) | found["ci_high"].lt(0))
-    texts = [text.get_text() for text in plots.forest(found, rows).axes[0].texts]
+    texts = [text.get_text() for text in plots.forest(rows, stats=found).axes[0].texts]
     assert ["(Holm)" in text for text in texts] == overruled.tolist()
     assert overruled.any()
 
@@ -160,14 +151,16 @@ def test_pareto_names_the_dominated(gaps, title):
 
 
 def test_pareto_draws_the_dominated_hollow():
-    figure = plots.pareto(study_rows(gaps={"hae": 0.01}), ("params",))
+    figure = plots.pareto(study_rows(gaps={"hae": 0.01}), costs=("params",))
     fills = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() in "osD^"]
     assert [fill == "white" for fill in fills] == [False, True, False, False]
 
 
 def test_pareto_knows_that_auroc_is_better_when_higher():
     rows = study_rows(gaps={"unet": 0.01}).rename(columns={"loss": "auroc"})
-    assert title_of(plots.pareto(rows, ("params",), "auroc")).startswith("HAE, HAE Lite and HAE V2 are surely beaten")
+    assert title_of(plots.pareto(rows, "auroc", costs=("params",))).startswith(
+        "HAE, HAE Lite and HAE V2 are surely beaten"
+    )
 
 
 def test_learning_curves_compare_at_equal_steps_and_equal_time():
@@ -221,18 +214,18 @@ def test_ladder_names_the_slot_that_matters(pooled, title):
 
 
 def test_conclusions_count_contradictions():
-    assert title_of(conclusions(study_rows(seeds=10))) == (
+    assert title_of(plots.conclusions(study_rows(seeds=10))) == (
         "Single seeds contradict each other on 6 of 6 pairs; 10 seeds tell none of them apart"
     )
-    assert title_of(conclusions(study_rows(seeds=10, gaps=APART))) == (
+    assert title_of(plots.conclusions(study_rows(seeds=10, gaps=APART))) == (
         "Single seeds contradict each other on 0 of 6 pairs; 10 seeds tell 6 of them apart"
     )
-    assert title_of(conclusions(study_rows(seeds=6), (2, 6))).startswith("Groups of 2 seeds contradict")
+    assert title_of(plots.conclusions(study_rows(seeds=6), counts=(2, 6))).startswith("Groups of 2 seeds contradict")
 
 
 def test_conclusions_put_the_promised_order_beside_chance():
     rows = study_rows(("hae", "lite", "v2"), 4, APART)
-    note = conclusions(rows, (1, 4), ("hae", "lite", "v2")).legends[0].get_title().get_text()
+    note = plots.conclusions(rows, counts=(1, 4), promised=("hae", "lite", "v2")).legends[0].get_title().get_text()
     assert note.endswith("HAE < HAE Lite < HAE V2: in 4 of 4 single seeds, 100 %, where chance alone gives 17 %")
 
 
@@ -252,16 +245,16 @@ def test_doses_state_their_trend(gap, title):
 
 def test_named_levels_state_their_pairs():
     rows = factor_rows("mask_rule", RULES)
-    assert title_of(plots.dose(rows, "mask_rule")) == "3 seeds cannot tell any of 15 pairs apart by held-out loss"
+    assert title_of(plots.dose(rows, x="mask_rule")) == "3 seeds cannot tell any of 15 pairs apart by held-out loss"
     rows["loss"] += 0.05 * (rows["mask_rule"] == "dense")
-    assert title_of(plots.dose(rows, "mask_rule")).startswith("5 of 15 pairs differ in held-out loss")
+    assert title_of(plots.dose(rows, x="mask_rule")).startswith("5 of 15 pairs differ in held-out loss")
 
 
 def test_ratios_stand_on_a_logarithmic_axis_and_the_control_on_a_line():
     figure = plots.dose(ratio_rows())
     assert figure.axes[0].get_xscale() == "log"
     assert figure.axes[0].get_legend().get_texts()[0].get_text() == "U-Net (control), 95 % interval"
-    names = plots.dose(factor_rows("patch_sizes", [(1,), (1, 4)]), "patch_sizes").axes[0]
+    names = plots.dose(factor_rows("patch_sizes", [(1,), (1, 4)]), x="patch_sizes").axes[0]
     assert names.get_xscale() == "linear"
     assert names.get_legend() is None
 
@@ -272,20 +265,20 @@ def test_ratios_stand_on_a_logarithmic_axis_and_the_control_on_a_line():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda rows: plots.forest(rows, rows), "missing columns: first, second"),
+        (lambda rows: plots.forest(rows, stats=rows), "missing columns: first, second"),
         (lambda rows: plots.pareto(rows.drop(columns="macs")), "missing columns: macs; the rows have cell"),
         (lambda rows: plots.pareto(rows.assign(params=range(len(rows)))), "but differ between the seeds of unet, hae"),
         (lambda rows: plots.pareto(rows.assign(loss=np.nan)), "cell unet, seed 0: loss = nan must be a number"),
         (lambda rows: plots.learning_curves(rows, {}), "missing columns: step"),
         (lambda rows: plots.learning_curves(rows.assign(step=1), {"hae": 1}), "'unet' has no ms per training step"),
         (lambda rows: plots.loss_by_quartile(rows.drop(columns="loss_q3")), "missing columns: loss_q3"),
-        (lambda rows: plots.loss_by_quartile(rows, "cnn"), "unknown baseline 'cnn'"),
+        (lambda rows: plots.loss_by_quartile(rows, baseline="cnn"), "unknown baseline 'cnn'"),
         (lambda rows: plots.slot_ladder(rows), "missing columns: regions, mlp_ratio, fusion"),
         (lambda rows: plots.slot_ladder(slot_rows()[:35]), r"2 or more seeds with all 8 cells|has 1: "),
-        (lambda rows: plots.conclusions(rows), "missing columns: n_seeds, group"),
+        (lambda rows: plots.conclusions(rows, stats=rows), "missing columns: n_seeds, group"),
         (lambda rows: plots.dose(rows), "missing columns: mlp_ratio"),
         (lambda rows: plots.dose(ratio_rows(), control="hae"), "mlp_ratio is missing in the cells unet"),
-        (lambda rows: plots.dose(rows[rows["cell"] == "unet"], "ms"), "all are the control 'unet'"),
+        (lambda rows: plots.dose(rows[rows["cell"] == "unet"], x="ms"), "all are the control 'unet'"),
     ],
 )
 def test_bad_rows_are_named(draw, message):

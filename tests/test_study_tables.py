@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hae_lab.audit import quality_tables, reproduce
-from hae_lab.audit.reproduce import read_table
-from hae_lab.audit.rerun import CURVES, studies
+from hae_lab.audit import clone, quality_tables
+from hae_lab.audit.clone import read_table
+from hae_lab.audit.measured import CURVES
+from hae_lab.audit.rerun import studies
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.quality import sliced_wasserstein
 
@@ -19,8 +20,8 @@ def pairs(rows: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def test_every_declared_study_is_committed():
-    assert tuple(sorted(STUDIES)) == reproduce.STUDIES
-    assert set(CURVES) <= set(STUDIES)
+    committed = {path.stem.removeprefix("study_") for path in (clone.root() / "data").glob("study_*.csv")}
+    assert committed == set(STUDIES) | {f"{name}_curves" for name in CURVES}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -93,15 +94,21 @@ def test_slot_effects_by_hand():
 
 
 def test_time_of_a_step_is_that_of_our_loop():
-    latency = read_table("latency_cpu")
-    speed = quality_tables.ms_per_step(latency)
+    training = read_table("bench_training_cpu")
+    speed = quality_tables.ms_per_step(training)
     assert set(speed.index) == {"unet", "hae", "lite", "v2"}
-    training = latency[latency["benchmark"] == "training"].set_index("case")["ms_median"]
-    assert speed["v2"] == training["v2, hae_lab"]
+    ((v2,),) = training.loc[(training["variant"] == "v2") & (training["way"] == "hae_lab"), ["ms_median"]].to_numpy()
+    assert speed["v2"] == v2
+
+
+def test_of_several_computers_the_first_by_name_is_taken():
+    here = read_table("bench_training_cpu")
+    both = pd.concat([here.assign(device_name="B", ms_median=1.0), here.assign(device_name="A", ms_median=2.0)])
+    assert set(quality_tables.ms_per_step(both)) == {2.0}
 
 
 def test_our_loop_is_within_ten_percent_of_a_bare_one():
-    ours = quality_tables.training_steps(read_table("latency_cpu"))
+    ours = quality_tables.training_steps(read_table("bench_training_cpu"))
     assert len(ours) >= 4
     assert (ours["speed_up"] >= 0.9).all()  # steps per second of the bare loop
 

@@ -1,7 +1,5 @@
 """Timing and memory: what the harness records. No test asserts on seconds."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -19,19 +17,39 @@ def test_cases_are_interleaved_after_a_warm_up():
     assert (rows["ms_median"] <= rows["ms_q3"]).all()
 
 
-def test_milliseconds_are_the_quartiles_of_what_the_clock_says(monkeypatch):
-    """A clock that only the cases move: five rounds after one to warm up, out of order."""
-    now = [0.0]
-    seconds = {"skewed": iter([9.9, 0.004, 0.001, 0.010, 0.002, 0.003]), "steady": iter([9.9, *[0.1] * 5])}
+class Clock:
+    """A clock that only runs while a case does, by as many seconds as told, the same ones in every repeat."""
 
-    def case(name):
-        now[0] += next(seconds[name])
+    def __init__(self) -> None:
+        self.now = 0.0
 
-    monkeypatch.setattr(timing.time, "process_time", lambda: now[0])
-    rows = timing.interleaved({name: partial(case, name) for name in seconds}, repeats=5).set_index("case")
-    assert rows.loc["skewed", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([2, 3, 4])
-    assert rows.loc["steady", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([100, 100, 100])
-    assert rows["clock"].tolist() == ["CPU time"] * 2
+    def process_time(self) -> float:
+        return self.now
+
+    perf_counter = process_time
+
+    def case(self, *seconds: float):
+        left = iter(seconds)
+
+        def run() -> None:
+            self.now += next(left)
+
+        return run
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_milliseconds_are_those_of_the_clock(monkeypatch, device):
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    # the first run of each is the warm-up, and does not count
+    cases = {"skewed": clock.case(99, 0.010, 0.500, 0.020, 0.040, 0.030), "steady": clock.case(*[0.007] * 6)}
+    rows = timing.interleaved(cases, repeats=5, warmup=1, device=device).set_index("case")
+    # sorted: 10, 20, 30, 40, 500 ms
+    assert rows.loc["skewed", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([20, 30, 40])
+    assert rows.loc["steady", ["ms_q1", "ms_median", "ms_q3"]].tolist() == pytest.approx([7, 7, 7])
+    assert set(rows["clock"]) == {"CPU time" if device == "cpu" else "wall time"}
+    assert set(rows["repeats"]) == {5}
 
 
 @pytest.mark.parametrize("name", ["repeats", "threads"])

@@ -1,6 +1,10 @@
-"""What `hae-lab bench` measures: masks, attention layers, models, training steps; rows of `timing.interleaved`."""
+"""What `hae-lab bench` measures: masks, attention layers, models, training steps; a table and a file each.
 
-from collections.abc import Callable
+A row is what one way takes; `speed_up` is the time of the baseline's way over it, on the same map, or of the same
+variant.
+"""
+
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -9,26 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hae_lab import rules
+from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, multihead_attention, the_documents_way
 from hae_lab.checks import require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
-from hae_lab.files import atomic_path
 from hae_lab.masks import TokenGrid
 from hae_lab.models import build
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, pairs_run
 from hae_lab.models.kernels import merge_heads, split_heads
-from hae_lab.presets import VARIANTS, config
+from hae_lab.presets import CONTROL, VARIANTS, config
 from hae_lab.profilers.timing import check_device, environment, interleaved, peak_bytes, predict, step_inputs
 from hae_lab.rules import mask_for
 
 CHANNELS, HEADS = 256, 8
-DOCUMENT, SDPA = "document's layer", "SDPA with the mask, all queries"
-LAYERS = (DOCUMENT, SDPA, *rules.RULES)
-CORE_SDPA, CORE_SHARED = "core: SDPA with the mask, all queries", "core: document_shared"
+LAYER, CORE = "layer", "core"  # parts of attention: with its projections, and scores, softmax and sum alone
+DOCUMENT_LAYER, SDPA, SHARED = "document's layer", "SDPA with the mask, all queries", "document_shared"
+LAYERS = (DOCUMENT_LAYER, SDPA, *rules.RULES)
+DOCUMENTS_WAY, NO_BLOCKS = "document's way", ""  # of a model; one without hybrid blocks has one way alone
 BARE_LOOP, OUR_LOOP = "bare loop", "hae_lab"
 MASK_LOOP, MASK_INDEX = "document's row loop", "index form"
+COLUMNS = (
+    "variant", "part", "way", "pass", "map", "n", "channels", "heads", "ms_median", "ms_q1", "ms_q3", "speed_up",
+    "speed_up_sdpa", "limit", "peak_bytes", "repeats", "threads", "clock", "device", "device_name", "system", "python",
+    "torch", "numpy",
+)  # fmt: skip
+
+Case = Callable[[], object]
 
 
 def bench_masks(device: str = "cpu") -> pd.DataFrame:
@@ -36,12 +47,9 @@ def bench_masks(device: str = "cpu") -> pd.DataFrame:
     frames = []
     for side in (16, 32, 64):
         grid = TokenGrid(side, side)
-        cases = {
-            MASK_LOOP: partial(document_mask_loop, grid.n),
-            MASK_INDEX: partial(rules.document, grid, 0.9, 0),
-        }
-        rows = interleaved(cases, repeats=7 if side == 64 else 15)
-        frames.append(_with_speed_up(rows, speed_up=MASK_LOOP).assign(map=f"{side}x{side}", n=grid.n))
+        cases = {MASK_LOOP: partial(document_mask_loop, grid.n), MASK_INDEX: partial(rules.document, grid, 0.9, 0)}
+        rows = _on_map(interleaved(cases, repeats=7 if side == 64 else 15), side)
+        frames.append(rows.assign(speed_up=_speed_up(rows, "map", MASK_LOOP)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -53,54 +61,67 @@ def bench_attention(device: str = "cpu", sides: tuple[int, ...] = (16, 32, 64), 
     frames = []
     for side in sides:
         for direction in ("forward", "forward + backward"):
-            cases = {name: layer_case(name, side, direction, device) for name in LAYERS}
-            rows = interleaved(cases, repeats=repeats, device=device)
-            rows = _with_speed_up(rows, speed_up=DOCUMENT, speed_up_sdpa=SDPA)
-            if device == "cpu":
-                rows["peak_bytes"] = [peak_bytes(layer_case, name, side, direction, device) for name in LAYERS]
-            cores = {name: core_case(name, side, direction, device) for name in (CORE_SDPA, CORE_SHARED)}
-            core_rows = _with_speed_up(interleaved(cores, repeats=repeats, device=device), speed_up_sdpa=CORE_SDPA)
-            core_rows["limit"] = [1.0, core_limit(side)]
-            both = pd.concat([rows, core_rows], ignore_index=True)
-            frames.append(both.assign(**{"pass": direction}, map=f"{side}x{side}", n=TokenGrid(side, side).n))
-    frames.append(_largest_map(device))
-    return pd.concat(frames, ignore_index=True).assign(channels=CHANNELS, heads=HEADS)
+            rows = _layers(LAYERS, side, direction, device, repeats)
+            rows["speed_up"] = _speed_up(rows, "map", DOCUMENT_LAYER)
+            rows["speed_up_sdpa"] = _speed_up(rows, "map", SDPA)
+            frames += [rows, _cores(side, direction, device, repeats)]
+    # the document's layer, whose mask is n x n, would not fit
+    frames.append(_layers((SHARED, "spatial_reduction", "window2d"), 128, "forward", device, repeats=3))
+    rows = pd.concat(frames, ignore_index=True).assign(channels=CHANNELS, heads=HEADS)
+    return rows.astype({"peak_bytes": "Int64"}) if "peak_bytes" in rows else rows
+
+
+def _layers(ways: tuple[str, ...], side: int, direction: str, device: str, repeats: int) -> pd.DataFrame:
+    cases = {way: layer_case(way, side, direction, device) for way in ways}
+    rows = _on_map(interleaved(cases, repeats=repeats, device=device), side)
+    if device == "cpu":
+        rows["peak_bytes"] = [peak_bytes(layer_case, way, side, direction, device) for way in rows["way"]]
+    return rows.assign(**{"part": LAYER, "pass": direction})
+
+
+def _cores(side: int, direction: str, device: str, repeats: int) -> pd.DataFrame:
+    cases = {way: core_case(way, side, direction, device) for way in (SDPA, SHARED)}
+    rows = _on_map(interleaved(cases, repeats=repeats, device=device), side)
+    rows["speed_up_sdpa"] = _speed_up(rows, "map", SDPA)
+    rows["limit"] = rows["way"].map({SDPA: 1.0, SHARED: core_limit(side)})
+    return rows.assign(**{"part": CORE, "pass": direction})
 
 
 def bench_model(device: str = "cpu", repeats: int = 15) -> pd.DataFrame:
     """Each variant of `brats128` at 64 channels, eval, batch 1: the document's way, and ours with two mask rules."""
-    frames = []
+    models = {pair: model for variant in VARIANTS for pair, model in _ways_of(variant, device).items()}
+    x, timesteps = step_inputs(models[CONTROL, NO_BLOCKS].config, 1, device)
+    cases = {pair: partial(predict, model, x, timesteps) for pair, model in models.items()}
+    rows = _of_variants(cases, repeats=repeats, device=device)
+    size = config(CONTROL, "brats128").image_size
+    rows["speed_up"] = _speed_up(rows, "variant", DOCUMENTS_WAY, NO_BLOCKS)
+    return rows.assign(**{"pass": "forward"}, map=f"{size}x{size}")
+
+
+def _ways_of(variant: str, device: str) -> dict[tuple[str, str], nn.Module]:
+    """The models of a variant that are timed, by variant and way."""
+    ways = ("document", SHARED) if VARIANTS[variant].has_blocks else (NO_BLOCKS,)
     models = {}
-    for variant in VARIANTS:
-        for rule in ("document", "document_shared") if variant != "unet" else ("document",):
-            name = variant if variant == "unet" else f"{variant}, {rule}"
-            models[name] = build(variant, "brats128", model_channels=64, mask_rule=rule).eval().to(device)
-        if variant != "unet":
-            models[f"{variant}, document's way"] = the_documents_way(models[f"{variant}, document"])
-    x, timesteps = step_inputs(models["unet"].config, 1, device)
-    cases = {name: partial(predict, model, x, timesteps) for name, model in models.items()}
-    rows = interleaved(cases, repeats=repeats, device=device)
-    for variant in VARIANTS:
-        mine = rows[rows["case"].str.split(",").str[0] == variant]
-        base = variant if variant == "unet" else f"{variant}, document's way"
-        frames.append(_with_speed_up(mine, speed_up=base).assign(variant=variant))
-    size = config("hae", "brats128").image_size
-    return pd.concat(frames, ignore_index=True).assign(**{"pass": "forward"}, map=f"{size}x{size}")
+    for way in ways:
+        rule = {"mask_rule": way} if way else {}
+        models[variant, way] = build(variant, "brats128", model_channels=64, **rule).eval().to(device)
+    if VARIANTS[variant].has_blocks:
+        models[variant, DOCUMENTS_WAY] = the_documents_way(models[variant, "document"])
+    return models
 
 
 def bench_training(device: str = "cpu", repeats: int = 5, steps: int = 30) -> pd.DataFrame:
     """A training step of each variant of `lesson16`, batch 32: our loop, with all it does, and a bare loop."""
-    images = phantoms(steps * Recipe().batch_size, config("unet", "lesson16").image_size)
-    cases = {}
+    size = config(CONTROL, "lesson16").image_size
+    images = phantoms(steps * Recipe().batch_size, size)
+    cases: dict[tuple[str, str], Case] = {}
     for variant in VARIANTS:
-        cases[f"{variant}, {BARE_LOOP}"] = partial(bare_loop, variant, images.images, steps, device)
-        cases[f"{variant}, {OUR_LOOP}"] = partial(our_loop, variant, images, steps, device)
-    rows = interleaved(cases, repeats=repeats, device=device)
+        cases[variant, BARE_LOOP] = partial(bare_loop, variant, images.images, steps, device)
+        cases[variant, OUR_LOOP] = partial(our_loop, variant, images, steps, device)
+    rows = _of_variants(cases, repeats=repeats, device=device)
     rows[["ms_median", "ms_q1", "ms_q3"]] /= steps
-    rows["variant"] = rows["case"].str.split(", ").str[0]
-    groups = rows.groupby("variant", sort=False)
-    parts = [_with_speed_up(mine, speed_up=f"{variant}, {BARE_LOOP}") for variant, mine in groups]
-    return pd.concat(parts, ignore_index=True).assign(**{"pass": "training step"}, map="16x16")
+    rows["speed_up"] = _speed_up(rows, "variant", BARE_LOOP)
+    return rows.assign(**{"pass": "training step"}, map=f"{size}x{size}")
 
 
 def our_loop(variant: str, images: ImageSet, steps: int, device: str = "cpu") -> None:
@@ -131,17 +152,19 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
 
 
 def bench(what: str, folder: str | Path = "data", device: str = "cpu") -> tuple[Path, pd.DataFrame]:
-    """Measure and keep the rows in `folder`/latency_<device>.csv; return the path and the new rows.
+    """Measure and keep the rows in `folder`/bench_<what>_<device>.csv; return the path and the new rows.
 
-    Rows of other benchmarks and of other devices stay as they are. Raises `HAELabError` for an unknown benchmark or a
-    device that is not there.
+    Rows of other computers stay as they are. Raises `HAELabError` for an unknown benchmark or a device that is not
+    there, before anything is measured, and for a file there that is not such a table.
     """
     require_name("benchmark", what, BENCHMARKS)
     check_device(device)
-    rows = BENCHMARKS[what](device)
-    rows = rows.assign(benchmark=what, **environment(device))
-    path = Path(folder) / f"latency_{device}.csv"
-    _merge_rows(path, rows)
+    path = Path(folder) / f"bench_{what}_{device}.csv"
+    kept = tables.read(path) if path.exists() else pd.DataFrame(columns=["device_name"])
+    rows = BENCHMARKS[what](device).assign(**environment(device))
+    rows = rows[[name for name in COLUMNS if name in rows.columns]]
+    others = kept[~kept["device_name"].isin(rows["device_name"])]
+    tables.write(pd.concat([others, rows], ignore_index=True) if len(others) else rows, path)
     return path, rows
 
 
@@ -150,7 +173,7 @@ def layer_case(name: str, side: int, direction: str = "forward", device: str = "
     grid = TokenGrid(side, side)
     tokens = torch.randn(1, grid.n, CHANNELS, generator=torch.Generator().manual_seed(0)).to(device)
     layer = SparseMultiheadAttention(CHANNELS, HEADS).to(device)
-    if name == DOCUMENT:
+    if name == DOCUMENT_LAYER:
         layer, blocked = multihead_attention(layer), _blocked(grid, device)
         run = partial(_documents_layer, layer, tokens, blocked)
     elif name == SDPA:
@@ -165,10 +188,10 @@ def core_case(name: str, side: int, direction: str = "forward", device: str = "c
     grid = TokenGrid(side, side)
     generator = torch.Generator().manual_seed(0)
     q, kv = (torch.randn(1, grid.n, width, generator=generator).to(device) for width in (CHANNELS, 2 * CHANNELS))
-    if name == CORE_SDPA:
+    if name == SDPA:
         run = partial(_sdpa, q, kv, ~_blocked(grid, device))
         return _in_direction(run, direction, q, kv)
-    mask = mask_for("document_shared", grid)
+    mask = mask_for(SHARED, grid)
     q, kv = q[:, : grid.n_local].contiguous(), kv[:, slice(*mask.span)].contiguous()
     return _in_direction(partial(KERNELS["blocks"].run, q, kv, mask, HEADS), direction, q, kv)
 
@@ -176,16 +199,7 @@ def core_case(name: str, side: int, direction: str = "forward", device: str = "c
 def core_limit(side: int) -> float:
     """n² / (n_local K): what the core of `document_shared` could save at most, K the keys its kernel reads a query."""
     grid = TokenGrid(side, side)
-    return HEADS * grid.n**2 / pairs_run(mask_for("document_shared", grid), HEADS)
-
-
-def _largest_map(device: str) -> pd.DataFrame:
-    """128 x 128: forward of the rules that need no n x n matrix; the document's layer would not fit."""
-    names = ("document_shared", "spatial_reduction", "window2d")
-    rows = interleaved({name: layer_case(name, 128, "forward", device) for name in names}, repeats=3, device=device)
-    if device == "cpu":
-        rows["peak_bytes"] = [peak_bytes(layer_case, name, 128, "forward", device) for name in names]
-    return rows.assign(**{"pass": "forward"}, map="128x128", n=TokenGrid(128, 128).n)
+    return HEADS * grid.n**2 / pairs_run(mask_for(SHARED, grid), HEADS)
 
 
 def _blocked(grid: TokenGrid, device: str) -> Tensor:
@@ -225,17 +239,19 @@ def _with_backward(run: Callable[[], Tensor]) -> None:
     run().sum().backward()
 
 
-def _with_speed_up(rows: pd.DataFrame, **baselines: str) -> pd.DataFrame:
-    """Add a column a baseline: its median over each row's."""
-    medians = rows.set_index("case")["ms_median"]
-    return rows.assign(**{column: medians[case] / rows["ms_median"] for column, case in baselines.items()})
+def _on_map(rows: pd.DataFrame, side: int) -> pd.DataFrame:
+    """Rows of `interleaved`, a way each, with the square map that they were timed on."""
+    return rows.rename(columns={"case": "way"}).assign(map=f"{side}x{side}", n=TokenGrid(side, side).n)
 
 
-def _merge_rows(path: Path, rows: pd.DataFrame) -> None:
-    if path.exists():
-        old = pd.read_csv(path)
-        mine = rows.iloc[0]
-        measured_again = (old["benchmark"] == mine["benchmark"]) & (old["device_name"] == mine["device_name"])
-        rows = pd.concat([old[~measured_again], rows], ignore_index=True)
-    with atomic_path(path) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
+def _of_variants(cases: Mapping[tuple[str, str], Case], **options: object) -> pd.DataFrame:
+    """Rows of `interleaved`, a variant and way each."""
+    named = {f"{variant} {way}": run for (variant, way), run in cases.items()}
+    keys = pd.DataFrame(list(cases), columns=["variant", "way"], index=list(named))
+    return keys.join(interleaved(named, **options).set_index("case")).reset_index(drop=True)
+
+
+def _speed_up(rows: pd.DataFrame, by: str, *baselines: str) -> pd.Series:
+    """Median time of the baseline, the row of the same `by` with one of these ways, over that of each row."""
+    medians = rows[rows["way"].isin(baselines)].set_index(by)["ms_median"]
+    return rows[by].map(medians) / rows["ms_median"]

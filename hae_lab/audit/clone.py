@@ -15,15 +15,13 @@ def root() -> Path:
 
     Raises `HAELabError` where neither is a clone: the audit reads what is committed there.
     """
-    for folder in (PACKAGE, Path.cwd()):
-        if (folder / "studies").is_dir() and (folder / "data").is_dir():
-            return folder
+    here = [folder for folder in (PACKAGE, Path.cwd()) if all((folder / name).is_dir() for name in ("data", "studies"))]
     require(
-        False,
+        bool(here),
         f"the audit reads data/ and studies/ of a clone of the repository, and neither {str(PACKAGE)!r} nor "
         f"{str(Path.cwd())!r} is one: clone it, and run this in its folder",
     )
-    raise AssertionError  # for the type checker: the line above raised
+    return here[0]
 
 
 def committed_path(name: str) -> Path:
@@ -36,7 +34,7 @@ def read_table(name: str) -> pd.DataFrame:
     path = committed_path(name)
     require(
         path.exists(),
-        f"no table at {str(path)!r}: `hae-lab reproduce` makes it; latency tables are made by `hae-lab bench`, study_* "
-        "and lessons by `hae-lab reproduce --full`",
+        f"no table at {str(path)!r}: `hae-lab reproduce` makes it; bench_* are made by `hae-lab bench`, study_* and "
+        "lessons by `hae-lab reproduce --full`",
     )
     return tables.read(path)

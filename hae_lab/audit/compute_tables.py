@@ -8,17 +8,25 @@ from itertools import product
 
 import pandas as pd
 
-from hae_lab.audit.parameter_tables import TABLE_PRESETS
+from hae_lab.audit.benchmarks import NO_BLOCKS, SHARED
+from hae_lab.audit.measured import of_one_computer
+from hae_lab.audit.parameter_tables import CLAIM_PERCENT, TABLE_PRESETS
+from hae_lab.checks import require
+from hae_lab.family import HAEConfig
 from hae_lab.presets import VARIANTS, config
-from hae_lab.profilers.macs import MACS, by_level, by_part, compute, per_sample, total
+from hae_lab.profilers.macs import FLOPS, MACS, by_level, by_part, compute, per_sample, total
 from hae_lab.profilers.params import parameter_formulas
 from hae_lab.rules import RULES
 
 
-@lru_cache(maxsize=64)
 def step_rows(variant: str, preset: str, mask_rule: str) -> pd.DataFrame:
     """`profilers.compute` of a variant on a preset, from a cache: do not change it."""
-    return compute(config(variant, preset, mask_rule=mask_rule))
+    return _step_rows(config(variant, preset, mask_rule=mask_rule))
+
+
+@lru_cache(maxsize=128)  # by config: a variant may be registered anew under its name
+def _step_rows(model_config: HAEConfig) -> pd.DataFrame:
+    return compute(model_config)
 
 
 def part_rows(mask_rule: str = "document") -> pd.DataFrame:
@@ -34,7 +42,7 @@ def level_rows(mask_rule: str = "document_shared") -> pd.DataFrame:
 def rule_rows(preset: str = "brats128") -> pd.DataFrame:
     """MACs of one denoising step under each mask rule, whole model, for every variant with hybrid blocks."""
     rows = []
-    for variant, rule in product(("hae", "lite", "v2"), RULES):
+    for variant, rule in product((name for name, variant in VARIANTS.items() if variant.has_blocks), RULES):
         macs = total(step_rows(variant, preset, rule))[MACS].to_dict()
         rows.append({"preset": preset, "variant": variant, "mask_rule": rule} | macs)
     return pd.DataFrame(rows).astype(dict.fromkeys(MACS, "int64"))
@@ -76,33 +84,33 @@ def _stack(profile, mask_rule: str) -> pd.DataFrame:
     frames = [profile(variant, preset) for preset, variant in keys]
     stacked = pd.concat(frames, keys=keys, names=["preset", "variant", None]).reset_index(["preset", "variant"])
     stacked.insert(2, "mask_rule", mask_rule)
-    return stacked.astype({name: "int64" for name in stacked.columns if name.startswith(("macs_", "flops_"))})
+    return stacked.astype({name: "int64" for name in (*MACS, *FLOPS) if name in stacked.columns})
 
 
-def variants_together(latency: pd.DataFrame, preset: str = "brats128") -> pd.DataFrame:
-    """Parameters, MACs and measured time of the four variants, in percent of HAE; time with its quartiles.
+def variants_together(bench_model: pd.DataFrame, preset: str = "brats128") -> pd.DataFrame:
+    """Parameters, MACs and measured time of every variant, in percent of HAE; time with its quartiles.
 
-    `latency` holds the rows of `hae-lab bench model`. The time is that of `document_shared`, our fastest exact rule
-    that keeps the document's law; parameters and MACs are those of the full preset.
+    `bench_model` holds the rows of `hae-lab bench model`. The time is that of `document_shared`, our fastest exact rule
+    that keeps the document's law; parameters and MACs are those of the full preset. The time of a variant that was not
+    measured is a gap. Raises `HAELabError` if HAE was not measured.
     """
-    measured = latency[latency["benchmark"] == "model"]
-    measured = measured[measured["device_name"] == measured["device_name"].iloc[0]]
-    times = measured[measured["case"].isin(["unet", *(f"{variant}, document_shared" for variant in VARIANTS)])]
-    times = times.set_index("variant")
-    base = times.loc["hae", "ms_median"]
+    times = of_one_computer(bench_model[bench_model["way"].isin([SHARED, NO_BLOCKS])]).set_index("variant")
+    require("hae" in times.index, "no time of HAE to compare with: `hae-lab bench model` measures it")
+    times = times.reindex(list(VARIANTS))
     rows = []
     for variant in VARIANTS:
         model_config = config(variant, preset)
         counts = {
             "parameters": parameter_formulas(model_config)["model"],
-            "MACs": int(total(step_rows(variant, preset, "document_shared"))["macs_run"]),
+            "MACs": int(total(step_rows(variant, preset, SHARED))["macs_run"]),
+            "time": times.loc[variant, "ms_median"],
         }
         rows += [{"variant": variant, "quantity": name, "value": value} for name, value in counts.items()]
-        rows.append({"variant": variant, "quantity": "time", "value": times.loc[variant, "ms_median"]})
     frame = pd.DataFrame(rows)
     hae = frame[frame["variant"] == "hae"].set_index("quantity")["value"]
     frame["percent_of_hae"] = 100 * frame["value"] / frame["quantity"].map(hae)
     for quartile in ("q1", "q3"):
-        measured_percent = 100 * frame["variant"].map(times[f"ms_{quartile}"]) / base
-        frame[f"percent_{quartile}"] = frame["percent_of_hae"].where(frame["quantity"] != "time", measured_percent)
+        of_time = 100 * frame["variant"].map(times[f"ms_{quartile}"]) / hae["time"]
+        frame[f"percent_{quartile}"] = frame["percent_of_hae"].where(frame["quantity"] != "time", of_time)
+    frame["claim_percent"] = frame["variant"].map(CLAIM_PERCENT).where(frame["quantity"] == "parameters")
     return frame

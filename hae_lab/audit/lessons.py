@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import pandas as pd
-from joblib import Parallel, delayed
+from loky import ProcessPoolExecutor
 
 from hae_lab.audit import clone
 from hae_lab.checks import require, require_name
 from hae_lab.diffusion.experiment import Experiment, run
 from hae_lab.diffusion.training import WEIGHTS, Recipe
 from hae_lab.models import HAEUNet, load_checkpoint, save_checkpoint
-from hae_lab.presets import config
+from hae_lab.presets import DOCUMENT, config
 from hae_lab.study.cost import estimated_seconds
 from hae_lab.study.task import one_thread
 
-LESSON_VARIANTS = ("hae", "lite", "v2")
+LESSON_VARIANTS = DOCUMENT
 # two classes, healthy and lesion; 32 pixels, so that the maps are large enough for a mask to matter
 PRESET, CLASSES = "lesson32", 2
 RECIPE = Recipe(steps=1500, batch_size=16, warmup_steps=100, decay="cosine")
@@ -51,7 +51,8 @@ def train_lessons(folder: Path, out: Path, workers: int = 2) -> pd.DataFrame:
 
     Returns a row a point of each learning curve: variant, step, loss.
     """
-    curves = Parallel(workers)(delayed(_train)(variant, folder / variant) for variant in LESSON_VARIANTS)
+    with ProcessPoolExecutor(workers) as pool:
+        curves = list(pool.map(_train, LESSON_VARIANTS, [folder / variant for variant in LESSON_VARIANTS]))
     for variant in LESSON_VARIANTS:
         model = load_checkpoint(folder / variant / WEIGHTS, lesson(variant).config)
         save_checkpoint(model.half(), checkpoint(out, variant))

@@ -14,10 +14,11 @@ import torch
 
 from hae_lab.family import HAEConfig
 from hae_lab.models import HybridBlock
-from hae_lab.presets import VARIANTS, config
+from hae_lab.presets import DOCUMENT, SLOTS, VARIANTS, config
 from hae_lab.profilers.params import parameter_formulas, parameter_parts, parameters
 
 CLAIM_PERCENT = {"hae": 100.0, "lite": 70.0, "v2": 40.0}
+PUBLISHED_PRESET = "wide128"
 PUBLISHED_MILLIONS = {"hae": 683.8, "lite": 469.9, "v2": 275.3}
 # what the published revision really was: other places for the blocks in each variant
 PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
@@ -27,7 +28,6 @@ PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
 }
 TABLE_PRESETS = ("brats128", "wide128", "imagenet64", "cifar32")
 SCOPES = {"whole model": "model", "decoder": "decoder", "hybrid blocks": "hybrid blocks", "MSTB": "MSTB"}
-SLOTS = ("regions", "fusion", "mlp_ratio")
 
 
 @lru_cache(maxsize=64)
@@ -38,7 +38,7 @@ def _parts(model_config: HAEConfig) -> Mapping[str, int]:
 
 
 def module_rows(preset: str = "brats128") -> pd.DataFrame:
-    """`profilers.parameters` of the four variants on one preset, below one another."""
+    """`profilers.parameters` of every variant on one preset, below one another."""
     frames = {variant: parameters(config(variant, preset)) for variant in VARIANTS}
     return pd.concat(frames, names=["variant", None]).reset_index("variant").assign(preset=preset)
 
@@ -51,9 +51,9 @@ def part_rows() -> pd.DataFrame:
 
 
 def published_counts() -> pd.DataFrame:
-    """The claim, the published counts, and our models that reproduce them (on `wide128`)."""
+    """The claim, the published counts, and our models that reproduce them."""
     counts = {
-        variant: _parts(config(variant, "wide128", **changes))["model"]
+        variant: _parts(config(variant, PUBLISHED_PRESET, **changes))["model"]
         for variant, changes in PUBLISHED_CHANGES.items()
     }
     return pd.DataFrame(
@@ -66,13 +66,14 @@ def published_counts() -> pd.DataFrame:
             "our_percent": 100 * params / counts["hae"],
             "our_error_percent": 100 * (params / 1e6 / PUBLISHED_MILLIONS[variant] - 1),
             "our_changes": _describe(PUBLISHED_CHANGES[variant]),
+            "preset": PUBLISHED_PRESET,
         }
         for variant, params in counts.items()
     )
 
 
 def parameter_table() -> pd.DataFrame:
-    """Like for like: the four variants on one body, for four presets and four scopes, in percent of HAE."""
+    """Like for like: every variant on one body, for four presets and four scopes, in percent of HAE."""
     rows = []
     for preset, (scope, part) in product(TABLE_PRESETS, SCOPES.items()):
         counts = {variant: _parts(config(variant, preset))[part] for variant in VARIANTS}
@@ -105,7 +106,7 @@ def block_coefficients(widths: tuple[int, int, int] = (64, 128, 192)) -> pd.Data
     """
     step = widths[1] - widths[0]
     rows = []
-    for scope, variant in product(("hybrid blocks", "MSTB"), CLAIM_PERCENT):
+    for scope, variant in product(("hybrid blocks", "MSTB"), DOCUMENT):
         low, middle, high = (block_params(variant, width, scope) for width in widths)
         row = {"scope": scope, "variant": variant}
         row |= {f"params_at_{width}": count for width, count in zip(widths, (low, middle, high), strict=True)}
@@ -120,31 +121,36 @@ def feasibility() -> pd.DataFrame:
     v2 = lite - slope (100 - lite) in percent of HAE with slope 7.5/80, or 7.5/79 inside the MSTB (no fusion there).
     `off_line_points` is V2's distance from that line.
     """
-    slopes = feasibility_slopes()
     wide = parameter_table().pivot(index=["preset", "scope"], columns="variant", values="percent_of_hae").reset_index()
     rows = [
         {"preset": row["preset"], "scope": row["scope"], "lite_percent": row["lite"], "v2_percent": row["v2"]}
         for row in wide.to_dict("records")
     ]
-    claim = {"preset": "the claim", "scope": "whole model"}
+    claim = {"preset": "the claim", "scope": "whole model", "claimed": True}
     rows.append(claim | {f"{variant}_percent": CLAIM_PERCENT[variant] for variant in ("lite", "v2")})
     frame = pd.DataFrame(rows)
-    frame["slope"] = [slopes["MSTB" if scope == "MSTB" else "hybrid blocks"] for scope in frame["scope"]]
+    frame["claimed"] = frame["claimed"].notna()
+    steps = c2_steps().loc[["MSTB" if scope == "MSTB" else "hybrid blocks" for scope in frame["scope"]]]
+    frame[list(steps.columns)] = steps.to_numpy()
+    frame["slope"] = frame["lite_minus_v2_c2"] / frame["hae_minus_lite_c2"]
     frame["line_v2_percent"] = frame["lite_percent"] - frame["slope"] * (100 - frame["lite_percent"])
     frame["off_line_points"] = frame["v2_percent"] - frame["line_v2_percent"]
     return frame
 
 
-def feasibility_slopes() -> dict[str, float]:
-    """(Lite - V2) / (HAE - Lite) in leading terms, for the hybrid block and for its MSTB, from counted coefficients."""
+def c2_steps() -> pd.DataFrame:
+    """From HAE to Lite and from Lite to V2 in leading terms, for the hybrid block and for its MSTB, as counted."""
     table = block_coefficients().pivot(index="scope", columns="variant", values="c2_coefficient")
-    return ((table["lite"] - table["v2"]) / (table["hae"] - table["lite"])).to_dict()
+    steps = {"lite_minus_v2_c2": table["lite"] - table["v2"], "hae_minus_lite_c2": table["hae"] - table["lite"]}
+    return pd.DataFrame(steps)
 
 
 def slot_waterfall(preset: str = "brats128") -> pd.DataFrame:
     """From HAE to V2 one slot at a time, in every order: what each single change saves."""
+    # the document's own order first: what Lite changes, then what V2 does
+    by_version = sorted(SLOTS, key=lambda slot: VARIANTS["lite"][slot] == VARIANTS["hae"][slot])
     rows = []
-    for order in permutations(SLOTS):
+    for order in permutations(by_version):
         model_config, total = config("hae", preset), _parts(config("hae", preset))["model"]
         for step, slot in enumerate(order, start=1):
             model_config = model_config.replace(**{slot: VARIANTS["v2"][slot]})
@@ -236,6 +242,7 @@ def _family_row(preset: str, lite: dict[str, Any], v2: dict[str, Any]) -> dict[s
         row[f"{variant}_changes"] = change["label"]
         row[f"{variant}_params"] = params
         row[f"{variant}_percent"] = 100 * params / hae_params
+        row[f"{variant}_claim_percent"] = CLAIM_PERCENT[variant]
     return row
 
 

@@ -3,63 +3,61 @@
 Rows are those of `Study.results`; `ms_per_step` is the median time of a training step by variant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pandas as pd
 
 from hae_lab.audit.benchmarks import OUR_LOOP
+from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.datasets import HELD_OUT
 from hae_lab.diffusion.quality import real_floor
+from hae_lab.presets import DOCUMENT, SLOTS
 from hae_lab.study import statistics
 
-PROMISED = ("hae", "lite", "v2")  # the document's order of quality, best first
-WIDE_V2 = "v2, model_channels=20"
-Rows = Mapping[str, pd.DataFrame]
+WIDE_V2 = "v2, model_channels=20"  # the cell of the study of equal parameters
 
 
-def ms_per_step(latency: pd.DataFrame) -> pd.Series:
-    """Median milliseconds of a training step by variant, on the first computer of `hae-lab bench training`."""
-    return step_times(latency)["ms_median"]
+def ms_per_step(bench_training: pd.DataFrame) -> pd.Series:
+    """Median milliseconds of a training step by variant, on one computer of `hae-lab bench training`."""
+    return step_times(bench_training)["ms_median"]
 
 
-def step_times(latency: pd.DataFrame) -> pd.DataFrame:
-    """The rows of our loop by variant, of the first computer that has some."""
-    rows = training_steps(latency)
-    return rows[rows["device_name"] == rows["device_name"].iloc[0]].set_index("variant")
+def step_times(bench_training: pd.DataFrame) -> pd.DataFrame:
+    """The rows of our loop by variant, of one computer."""
+    return of_one_computer(training_steps(bench_training)).set_index("variant")
 
 
-def training_steps(latency: pd.DataFrame) -> pd.DataFrame:
+def training_steps(bench_training: pd.DataFrame) -> pd.DataFrame:
     """The rows of our loop, a variant and computer each; the others are those of a bare loop."""
-    return latency[(latency["benchmark"] == "training") & latency["case"].str.endswith(f", {OUR_LOOP}")]
+    return bench_training[bench_training["way"] == OUR_LOOP]
 
 
-def comparisons(studies: Rows) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(data, what is held equal, rows with cell, seed and loss) of every comparison of the variants.
-
-    `studies` holds the rows of "variants", "digits", "equal_parameters", the learning curves of "variants_curves" and
-    of "digits_curves", and "latency_cpu".
-    """
-    speed = ms_per_step(studies["latency_cpu"])
-    for study, data in (("variants", "phantoms"), ("digits", "digits")):
-        yield data, "steps", studies[study]
-        curves = studies[f"{study}_curves"]  # without the control, whose faster steps would set the time
-        yield data, "compute time", statistics.at_equal_time(curves[curves["cell"].isin(PROMISED)], speed)
-    wide = studies["equal_parameters"]
+def comparisons(measured: Measured) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(data, what is held equal, rows with cell, seed and loss) of every comparison of the variants."""
+    speed = ms_per_step(measured.bench_training)
+    for data, rows, curves in (
+        ("phantoms", measured.variants, measured.variants_curves),
+        ("digits", measured.digits, measured.digits_curves),
+    ):
+        yield data, "steps", rows
+        # without the control, whose faster steps would set the time
+        yield data, "compute time", statistics.at_equal_time(curves[curves["cell"].isin(DOCUMENT)], speed)
+    wide = measured.equal_parameters
     yield "phantoms", "parameters", wide[wide["cell"].isin(["hae", WIDE_V2])]
 
 
-def quality_differences(studies: Rows) -> pd.DataFrame:
+def quality_differences(measured: Measured) -> pd.DataFrame:
     """Paired differences of every two variants, by data, by what is held equal and by metric; Holm within each.
 
     Columns: data, equal, metric, and those of `statistics.paired_differences`.
     """
-    parts = [_differences(data, equal, "loss", rows) for data, equal, rows in comparisons(studies)]
-    for study, data, metrics in (
-        ("variants", "phantoms", ("swd", "mmd", "auroc", "dice")),
-        ("digits", "digits", ("swd", "mmd")),
+    parts = [_differences(data, equal, "loss", rows) for data, equal, rows in comparisons(measured)]
+    for data, rows, metrics in (
+        ("phantoms", measured.variants, ("swd", "mmd", "auroc", "dice")),
+        ("digits", measured.digits, ("swd", "mmd")),
     ):
-        parts += [_differences(data, "steps", metric, studies[study]) for metric in metrics]
+        parts += [_differences(data, "steps", metric, rows) for metric in metrics]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -71,16 +69,16 @@ def _differences(data: str, equal: str, metric: str, rows: pd.DataFrame) -> pd.D
     return found
 
 
-def quality_order(studies: Rows) -> pd.DataFrame:
+def quality_order(measured: Measured) -> pd.DataFrame:
     """Page's test of the promised order HAE, Lite, V2, and how often single seeds show it.
 
     Columns: data, equal, and those of `statistics.trend` and of `statistics.order_in_single_seeds`.
     """
     frames = []
-    for data, equal, rows in comparisons(studies):
-        if set(PROMISED) <= set(rows["cell"]):
-            tested = statistics.trend(rows, PROMISED)
-            single = statistics.order_in_single_seeds(rows, PROMISED).drop(columns=["order", "n_seeds"])
+    for data, equal, rows in comparisons(measured):
+        if set(DOCUMENT) <= set(rows["cell"]):
+            tested = statistics.trend(rows, DOCUMENT)
+            single = statistics.order_in_single_seeds(rows, DOCUMENT).drop(columns=["order", "n_seeds"])
             found = pd.concat([pd.DataFrame(tested), pd.DataFrame(single)], axis=1)
             found.insert(0, "data", data)
             found.insert(1, "equal", equal)
@@ -89,8 +87,11 @@ def quality_order(studies: Rows) -> pd.DataFrame:
 
 
 def slot_effects(slots: pd.DataFrame) -> pd.DataFrame:
-    """What each of the three slots does to the loss, averaged over the other two, paired by seed."""
-    return statistics.main_effects(slots, ("regions", "mlp_ratio", "fusion"))
+    """What each of the three slots does to the loss, averaged over the other two, paired by seed.
+
+    The values of a slot, `first` and `second`, are text: those of one slot are numbers, those of the others words.
+    """
+    return statistics.main_effects(slots, SLOTS).astype({"first": str, "second": str})
 
 
 def sample_floor(samples: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def sample_floor(samples: pd.DataFrame) -> pd.DataFrame:
     floor = real_floor(phantoms(2 * HELD_OUT, 16, split="held-out").images)
     rows = []
     for metric in ("swd", "mmd"):
-        reached = samples[metric].iloc[0]
+        reached = samples[metric].item()  # the study is one run
         splits = pd.Series(floor[metric])
         rows.append((metric, reached, splits.mean(), splits.quantile(0.95)))
     # a difference of near equals: further digits are those of the computer

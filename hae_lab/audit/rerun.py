@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hae_lab.audit import clone
 from hae_lab.audit.lessons import lessons_minutes, train_lessons
-from hae_lab.audit.reproduce import CURVES
+from hae_lab.audit.measured import CURVES
 from hae_lab.checks import require
 from hae_lab.study import Study
 from hae_lab.study.store import code_version

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from hae_lab import plots
+from hae_lab import tables
 from hae_lab.audit import parameter_tables
+from hae_lab.audit.benchmarks import SHARED
+from hae_lab.audit.parameter_tables import CLAIM_PERCENT
+from hae_lab.audit.readings import TIME
 from hae_lab.book import notebooks
 from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
-from hae_lab.presets import VARIANTS
+from hae_lab.presets import SLOTS, VARIANTS, config, variant_title
 
 PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRESET = "brats128"
@@ -48,40 +51,47 @@ def variants(folder: Path) -> str:
     published = parameter_tables.published_counts().set_index("variant")
     spread = table[table["scope"] == "whole model"].groupby("variant")["percent_of_hae"].agg(["min", "max"])
     rows = []
-    for variant, slots in VARIANTS.items():
-        has_block = "regions" in slots
-        claim = f"{published.loc[variant, 'claim_percent']:.0f} %" if has_block else "-"
-        rebuilt = f"{published.loc[variant, 'our_params']:,}" if has_block else "-"
-        low, high = spread.loc[variant]
+    for name, variant in VARIANTS.items():
+        model_config, claimed = config(name, PRESET), name in published.index
+        low, high = spread.loc[name]
         rows.append(
-            [f"`{variant}`"]
-            + [f"{slots[slot]}" if has_block else "-" for slot in ("regions", "mlp_ratio", "fusion")]
-            + [f"{whole.loc[variant, 'params']:,}", f"{low:.1f} - {high:.1f} %", claim, rebuilt]
+            [f"`{name}`"]
+            + [f"{getattr(model_config, slot)}" if variant.has_blocks else "-" for slot in SLOTS]
+            + [f"{whole.loc[name, 'params']:,}", f"{low:.1f} - {high:.1f} %"]
+            + [f"{published.loc[name, 'claim_percent']:.0f} %" if claimed else "-"]
+            + [f"{published.loc[name, 'our_params']:,}" if claimed else "-"]
         )
-    header = ["variant", "`regions`", "`mlp_ratio`", "`fusion`", f"parameters, `{PRESET}`"]
+    header = ["variant", *(f"`{slot}`" for slot in SLOTS), f"parameters, `{PRESET}`"]
     header += ["of HAE, like for like (four presets)", "claimed", "published revision, rebuilt"]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows) + _unmeasured(folder)
+
+
+def _unmeasured(folder: Path) -> str:
+    """A line that names the variants whose time is missing in the tables and figures, if there are some."""
+    times = tables.read(folder / "data" / "variants_together.csv").query("quantity == 'time'").set_index("variant")
+    missing = [variant_title(name) for name in VARIANTS if name not in times.index or times["value"].isna()[name]]
+    return f"\n\nNot measured: {', '.join(missing)}; `hae-lab bench model` does." if missing else ""
 
 
 def advice(folder: Path) -> str:
     """The document's advice on which variant to choose, beside what we counted and measured."""
-    together = pd.read_csv(folder / "data" / "variants_together.csv")
+    together = tables.read(folder / "data" / "variants_together.csv")
     percent = together.pivot(index="variant", columns="quantity", values="percent_of_hae")
-    readings = pd.read_csv(folder / "data" / "claims.csv").query("id == 'v2_efficiency'")
-    of_time = readings[readings["scope"].str.startswith("time of one denoising step")].iloc[-1]
+    claims = tables.read(folder / "data" / "claims.csv")
     lite, v2 = percent.loc["lite"], percent.loc["v2"]
     rows = [
-        ["quality first (高质量生成)", plots.VARIANT_NAMES["hae"], _quality(folder)],
+        ["quality first (高质量生成)", variant_title("hae"), _quality(claims)],
         [
             "balance (平衡应用)",
-            plots.VARIANT_NAMES["lite"],
-            f"{lite['parameters']:.0f} % of HAE's parameters (not 70 %), {lite['MACs']:.0f} % of its MACs",
+            variant_title("lite"),
+            f"{lite['parameters']:.0f} % of HAE's parameters (not {CLAIM_PERCENT['lite']:.0f} %), "
+            f"{lite['MACs']:.0f} % of its MACs",
         ],
         [
             "efficiency first (效率优先)",
-            plots.VARIANT_NAMES["v2"],
-            f"{v2['parameters']:.0f} % of HAE's parameters (not 40 %), {v2['MACs']:.0f} % of its MACs; whether it "
-            f"is the fastest: {of_time['verdict']} (one denoising step, {of_time['evidence'].split(', ', 1)[1]})",
+            variant_title("v2"),
+            f"{v2['parameters']:.0f} % of HAE's parameters (not {CLAIM_PERCENT['v2']:.0f} %), "
+            f"{v2['MACs']:.0f} % of its MACs; whether it is the fastest: {_fastest(claims)}",
         ],
         [
             "start with V2, upgrade later (渐进式部署)",
@@ -92,26 +102,38 @@ def advice(folder: Path) -> str:
     return markdown_table(["if you want", "the document says", "what we found"], rows)
 
 
-def _quality(folder: Path) -> str:
+def _fastest(claims: pd.DataFrame) -> str:
+    """Whether V2's denoising step was the fastest, on each computer."""
+    of_time = claims[(claims["id"] == "v2_efficiency") & (claims["kind"] == TIME) & (claims["way"] == SHARED)]
+    found = [
+        f"{reading['verdict']} (one denoising step, {reading['device_name']}, {reading['clock']})"
+        for reading in of_time.to_dict("records")
+    ]
+    return "; ".join(found) or "not measured"
+
+
+def _quality(claims: pd.DataFrame) -> str:
     """Whether the promised order of quality was found, in one line."""
-    readings = pd.read_csv(folder / "data" / "claims.csv").query("id == 'quality_order'")
-    verdicts = [f"{verdict} in {count}" for verdict, count in readings["verdict"].value_counts().items()]
-    first = readings.iloc[0]
+    readings = claims[claims["id"] == "quality_order"]
+    (example,) = readings[readings["example"]].to_dict("records")
     return (
-        f"whether it is the best: {first['verdict']} ({first['scope']}); of {len(readings)} readings, "
-        f"{', '.join(verdicts)}"
+        f"whether it is the best: {example['verdict']} ({example['scope']}); of {len(readings)} readings, "
+        f"{_verdicts(readings)}"
     )
 
 
 def claims(folder: Path) -> str:
     """Each claim of the document, with the readings in which it holds and in which not."""
     rows = []
-    for _, readings in pd.read_csv(folder / "data" / "claims.csv").groupby("id", sort=False):
-        verdicts = readings["verdict"].value_counts()
-        counts = ", ".join(f"{verdict} in {count}" for verdict, count in verdicts.items())
-        first = readings.iloc[0]
-        rows.append([f"{first['english']} ({first['section']})", counts, f"{first['scope']}: {first['computed']}"])
+    for _, readings in tables.read(folder / "data" / "claims.csv").groupby("id", sort=False):
+        (example,) = readings[readings["example"]].to_dict("records")
+        says = f"{example['english']} ({example['section']})"
+        rows.append([says, _verdicts(readings), f"{example['scope']}: {example['computed']}"])
     return markdown_table(["the document says", "of the readings it", "for example"], rows)
+
+
+def _verdicts(readings: pd.DataFrame) -> str:
+    return ", ".join(f"{verdict} in {count}" for verdict, count in readings["verdict"].value_counts().items())
 
 
 def notebook_list(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from hae_lab.plots.ablations import dose, slot_ladder
 from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
-from hae_lab.plots.base import VARIANT_COLOURS, VARIANT_NAMES, Chart
+from hae_lab.plots.base import Chart, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.images import image_grid
 from hae_lab.plots.masks import mask_rules, visible_keys
@@ -16,10 +16,16 @@ from hae_lab.plots.parameters import (
     where_parameters_sit,
 )
 from hae_lab.plots.studies import conclusions, forest, learning_curves, loss_by_quartile, pareto
+from hae_lab.presets import VARIANTS, variant_title
+
+
+def __getattr__(name: str) -> dict[str, str]:
+    if name == "VARIANT_NAMES":  # the titles of all variants, of those too that are registered later
+        return {variant: variant_title(variant) for variant in VARIANTS}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
-    "VARIANT_COLOURS",
-    "VARIANT_NAMES",
     "Chart",
     "attention_heads",
     "attention_speed_up",
@@ -41,6 +47,8 @@ __all__ = [
     "slot_ladder",
     "slot_waterfall",
     "unet",
+    "variant_colour",
+    "variant_title",
     "variants_together",
     "visible_keys",
     "what_it_would_take",

@@ -3,6 +3,7 @@
 Rows are tidy, one a run, as in `hae_lab.study.statistics`, which computes every interval, test and verdict.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label, metric_title
-from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, chart, new_chart, span
+from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, variant_colour
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.plots.verdicts import (
     MEAN,
@@ -22,14 +23,14 @@ from hae_lab.plots.verdicts import (
     decided,
     in_percent,
     interval,
-    listed,
+    lines,
     others,
     seeds_legend,
     short_ticks,
     verdict_text,
     winner_and_loser,
 )
-from hae_lab.presets import SLOTS, VARIANTS
+from hae_lab.presets import CONTROL, DOCUMENT, SLOTS, VARIANTS, variant_title
 from hae_lab.study import statistics
 from hae_lab.study.statistics import CANNOT_TELL
 
@@ -37,38 +38,48 @@ WIDE = 8  # largest / smallest level from which a logarithmic axis serves better
 
 
 @chart
-def slot_ladder(rows: pd.DataFrame, metric: str = "loss", *, lower_better: bool | None = None) -> Chart:
+def slot_ladder(
+    rows: pd.DataFrame,
+    metric: str = "loss",
+    *,
+    stats: pd.DataFrame | None = None,
+    lower_better: bool | None = None,
+) -> Chart:
     """From HAE over Lite to V2 one slot at a time, in quality and parameters, and each slot's main effect.
 
     Rows: the full grid of the slots (regions, mlp_ratio, fusion), one a cell of it and seed, with metric and params.
+    `stats` is what `statistics.main_effects` found in them, from HAE's levels on.
     """
     statistics.require_columns(rows, *SLOTS, "seed", metric, "params")
     # HAE's levels first: effects are measured from the level that comes first
-    rows = rows.sort_values(list(SLOTS), key=lambda levels: levels != VARIANTS["hae"][levels.name], kind="stable")
-    effects = statistics.main_effects(rows, SLOTS, metric, lower_better=lower_better)
+    first = VARIANTS[DOCUMENT[0]]
+    rows = rows.sort_values(list(SLOTS), key=lambda levels: levels != first[levels.name], kind="stable")
+    effects = statistics.main_effects(rows, SLOTS, metric, lower_better=lower_better) if stats is None else stats
     figure = new_chart(_effects_title(effects, metric))
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 2], width_ratios=[5, 4])
     top = figure.add_subplot(grid[0, 0])
-    _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
+    gaps = _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
     _effects(figure.add_subplot(grid[:, 1]), effects)
-    seeds_legend(figure, "verdicts after Holm; finds: with 80 % power")
+    seeds_legend(figure, lines("verdicts after Holm; finds: with 80 % power", gaps))
     return figure
 
 
 def ladder() -> list[tuple[str, dict[str, Any]]]:
     """Label and slots of each rung: the variants, and what lies between them when one slot changes at a time."""
-    slots = dict(VARIANTS["hae"])
-    rungs = [(VARIANT_NAMES["hae"], dict(slots))]
-    for variant in ("lite", "v2"):
+    first, *others = DOCUMENT
+    slots = dict(VARIANTS[first])
+    rungs = [(variant_title(first), dict(slots))]
+    for variant in others:
         for slot in SLOTS:
             if slots[slot] != VARIANTS[variant][slot]:
                 slots[slot] = VARIANTS[variant][slot]
-                reached = f"\n= {VARIANT_NAMES[variant]}" if slots == VARIANTS[variant] else ""
+                reached = f"\n= {variant_title(variant)}" if slots == dict(VARIANTS[variant]) else ""
                 rungs.append((f"{slot}\n{slots[slot]}{reached}", dict(slots)))
     return rungs
 
 
-def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> None:
+def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> str:
+    """Draw what the rows hold of the ladder; return a note that names the rungs they lack."""
     labels, steps = zip(*ladder(), strict=True)
     on_rung = [(rows[list(SLOTS)] == pd.Series(slots)).all(axis=1) for slots in steps]
     climbed = pd.concat([rows[chosen].assign(cell=rung) for rung, chosen in enumerate(on_rung)])
@@ -76,9 +87,10 @@ def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> None:
         top.plot(seed["cell"], seed[metric], color=SEED, marker="o", markersize=5, linewidth=1, alpha=0.6)
     for row in statistics.summary(climbed, metric).to_dict("records"):
         interval(top, row["cell"], row, centre="mean")
-    params = cell_costs(climbed, ["params"])["params"]
+    costs = cell_costs(climbed, ["params"])
+    params = costs["params"]
     divisor, label = cost_axis(params)
-    bars = bottom.bar(range(len(labels)), params / divisor, color=PALETTE[7])
+    bars = bottom.bar(costs["cell"], params / divisor, color=PALETTE[7])
     bottom.bar_label(bars, fmt="%.2f", fontsize=11, padding=2)
     bottom.set(ylabel=label.replace(" ", "\n"), ylim=(0, 1.25 * params.max() / divisor))
     bottom.set_xticks(range(len(labels)), labels, fontsize=10.5)
@@ -86,6 +98,8 @@ def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> None:
     top.tick_params(labelbottom=False)
     for ax in (top, bottom):
         ax.grid(axis="x", visible=False)
+    gaps = [" ".join(label.split()) for label, chosen in zip(labels, on_rung, strict=True) if not chosen.any()]
+    return f"not measured: {', '.join(gaps)}" if gaps else ""
 
 
 def _effects(ax: Axes, effects: pd.DataFrame) -> None:
@@ -115,17 +129,19 @@ def _effects_title(effects: pd.DataFrame, metric: str) -> str:
 @chart
 def dose(
     rows: pd.DataFrame,
-    x: str = "mlp_ratio",
     metric: str = "loss",
-    cost: str = "params",
     *,
-    control: str | None = "unet",
+    x: str = "mlp_ratio",
+    cost: str = "params",
+    control: str | None = CONTROL,
+    stats: pd.DataFrame | None = None,
     lower_better: bool | None = None,
+    palette: Mapping[str, str] | None = None,
 ) -> Chart:
     """Quality and cost over the levels of one factor, numbers or names, beside the control where it has rows.
 
     Rows: cell, seed, x, metric, cost. The title states Page's trend test of "the larger, the better" where the levels
-    are three or more numbers, else the paired differences of all levels.
+    are three or more numbers, else the paired differences of all levels; `stats` is one of the two, if at hand.
     """
     statistics.require_columns(rows, "cell", "seed", x, metric, cost)
     is_control = rows["cell"] == control
@@ -135,12 +151,14 @@ def dose(
     levels = rows[~is_control].assign(cell=rows.loc[~is_control, x].map(cell_name))
     is_number = pd.api.types.is_numeric_dtype(levels[x])
     levels = levels.sort_values(x, kind="stable") if is_number else levels
-    figure = new_chart(_dose_title(levels, x, metric, lower_better, is_number))
+    if stats is None:
+        stats = _dose_statistics(levels, metric, lower_better, is_number)
+    figure = new_chart(_dose_title(stats, x, metric))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
     places = _places(levels, x, is_number)
     if is_number and 0 < WIDE * levels[x].min() <= levels[x].max():
         top.set_xscale("log")
-    _levels(top, levels, rows[is_control], places, metric)
+    _levels(top, levels, rows[is_control], places, metric, RULE_COLOURS | dict(palette or {}))
     _costs(bottom, levels, rows[is_control], places, cost)
     bottom.set_xlabel(x)
     bottom.set_xticks(list(places.values()), [name.replace("_", "_\n") for name in places])
@@ -155,14 +173,21 @@ def _places(levels: pd.DataFrame, x: str, is_number: bool) -> dict[str, float]:
     return dict(zip(cells["cell"], cells[x] if is_number else range(len(cells)), strict=True))
 
 
-def _levels(ax: Axes, levels: pd.DataFrame, control: pd.DataFrame, places: dict[str, float], metric: str) -> None:
+def _levels(
+    ax: Axes,
+    levels: pd.DataFrame,
+    control: pd.DataFrame,
+    places: Mapping[str, float],
+    metric: str,
+    colours: Mapping[str, str],
+) -> None:
     for row in statistics.summary(levels, metric).to_dict("records"):
-        interval(ax, places[row["cell"]], row, centre="mean", color=RULE_COLOURS.get(row["cell"], MEAN))
+        interval(ax, places[row["cell"]], row, centre="mean", color=colours.get(row["cell"], MEAN))
     ax.scatter(levels["cell"].map(places), levels[metric], s=28, color=SEED, edgecolor="white", linewidth=0.5, zorder=4)
     ax.set_ylabel(metric_label(metric))
     if len(control):
         row = statistics.summary(control, metric).iloc[0]
-        colour = VARIANT_COLOURS.get(row["cell"], PALETTE[7])
+        colour = variant_colour(row["cell"]) if row["cell"] in VARIANTS else PALETTE[7]
         ax.axhline(row["mean"], linestyle="--", color=colour, label=f"{cell_name(row['cell'])}, 95 % interval")
         ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.2, linewidth=0)
         ax.legend(frameon=True)
@@ -179,11 +204,18 @@ def _costs(ax: Axes, levels: pd.DataFrame, control: pd.DataFrame, places: dict[s
     short_ticks(ax.yaxis, 4)
 
 
-def _dose_title(levels: pd.DataFrame, x: str, metric: str, lower_better: bool | None, is_number: bool) -> str:
+def _dose_statistics(levels: pd.DataFrame, metric: str, lower_better: bool | None, is_number: bool) -> pd.DataFrame:
+    """Page's trend test, best expected for the largest number, or the paired differences of names."""
     names = list(levels["cell"].unique())
-    if not is_number or len(names) < 3:
-        return comparison_title(statistics.paired_differences(levels, metric, lower_better=lower_better), metric)
-    found = statistics.trend(levels, names[::-1], metric, lower_better=lower_better).iloc[0]
+    if is_number and len(names) >= 3:
+        return statistics.trend(levels, names[::-1], metric, lower_better=lower_better)
+    return statistics.paired_differences(levels, metric, lower_better=lower_better)
+
+
+def _dose_title(stats: pd.DataFrame, x: str, metric: str) -> str:
+    if "p_opposite" not in stats:
+        return comparison_title(stats, metric)
+    found = stats.iloc[0]
     if found["verdict"] == CANNOT_TELL:
         return f"{found['n_seeds']} seeds show no trend of {metric_title(metric)} with {x} (Page's test)"
     side, p_value = ("larger", "p_value") if found["verdict"] == "holds" else ("smaller", "p_opposite")

@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
 
-from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, chart, new_chart
+from hae_lab.plots.base import Chart, chart, new_chart, variant_colour
+from hae_lab.presets import variant_title
 
 SMALL = 11  # points, the smallest writing
 INK, LINE = "#222222", "#555555"
@@ -50,7 +51,7 @@ def unet(rows: pd.DataFrame, variant: str | None = None) -> Chart:
     figure = new_chart(_unet_title(rows), _unet_size(lanes))
     ax = _canvas(figure)
     places = _unet_places(lanes, ax.get_xlim()[1], ax.get_ylim()[1])
-    colour = VARIANT_COLOURS.get(rows["variant"].iloc[0], PALETTE[4])
+    colour = variant_colour(rows["variant"].iloc[0])
     for row in rows[rows["section"] != "embedding"].itertuples():
         letter, face, _ = KINDS[row.kind]
         _block(ax, places[row.path], letter, short(row.params), face or colour)
@@ -86,7 +87,7 @@ def _unet_title(rows: pd.DataFrame) -> str:
 
 
 def _name(variant: str) -> str:
-    return VARIANT_NAMES.get(variant, variant)
+    return variant_title(variant)
 
 
 def _canvas(figure: Chart) -> Axes:
@@ -294,7 +295,7 @@ def hybrid_blocks(rows: pd.DataFrame) -> Chart:
         left, right = index * column + SIDE, (index + 1) * column - SIDE
         _diagram(ax, left, right, variant, cards, heights)
         header = f"{_name(variant)}: {_words(totals[variant])}"
-        ink = _ink_on(VARIANT_COLOURS.get(variant, PALETTE[4]))
+        ink = _ink_on(variant_colour(variant))
         place = ((left + right) / 2, ax.get_ylim()[1] - HEADER / 2)
         ax.text(*place, header, ha="center", va="center_baseline", fontsize=14, fontweight="bold", color=ink)
     caption = "framed: the three slots; coloured: differs from the block at its left; numbers: parameters"
@@ -370,7 +371,7 @@ def _diagram(
     ax: Axes, left: float, right: float, variant: str, cards: dict[str, Card], heights: dict[str, float]
 ) -> None:
     """One block from top to bottom: timestep, the two branches beside each other, fusion, residual."""
-    colour, top = VARIANT_COLOURS.get(variant, PALETTE[4]), ax.get_ylim()[1]
+    colour, top = variant_colour(variant), ax.get_ylim()[1]
     ax.add_patch(Rectangle((left, top - HEADER), right - left, HEADER, facecolor=colour))
     split = left + CNN_WIDTH + GAP  # where the Transformer branch begins
     y = top - HEADER - GAP

@@ -1,20 +1,39 @@
 """Pictures of work and time: multiply-accumulates by part and level, speed-ups, the variants side by side."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from hae_lab.checks import require, require_name
 from hae_lab.plots.base import (
     CLAIM_COLOUR,
     PALETTE,
-    VARIANT_COLOURS,
-    VARIANT_NAMES,
+    REFERENCE,
     Chart,
+    bar_places,
+    bar_step,
     chart,
+    count_word,
+    has_blocks,
+    legend_outside,
+    measured,
     new_chart,
+    of_preset,
+    part_colours,
+    reversed_legend,
+    short_title,
     stacked_bars,
+    titled_axes,
+    variant_colours,
+    write_note,
 )
+from hae_lab.presets import variant_title
 
 ACCOUNTS = {
     "macs_document": ("as published, all n queries", "#555555"),
@@ -22,139 +41,277 @@ ACCOUNTS = {
     "macs_run": ("run by our kernel", PALETTE[0]),
     "macs_kept": ("kept by the mask", PALETTE[9]),
 }
+MASKED = "attention scores and values"  # the part of the work that a mask thins out
 WORK_COLOURS = {
     "body": "#adadad", "timestep": PALETTE[8], "CNN branch": PALETTE[9], "projections": PALETTE[3],
-    "attention projections": PALETTE[6], "attention scores and values": PALETTE[4], "MLP": PALETTE[1],
-    "fusion": PALETTE[2],
+    "attention projections": PALETTE[6], MASKED: PALETTE[4], "MLP": PALETTE[1], "fusion": PALETTE[2],
 }  # fmt: skip
 RULE_COLOURS = {
     "document": PALETTE[3], "document_shared": PALETTE[1], "always_regional": PALETTE[4],
     "spatial_reduction": PALETTE[2], "window2d": PALETTE[0], "dense": PALETTE[7],
 }  # fmt: skip
-RULE_MARKERS = dict(zip(RULE_COLOURS, "osD^vX", strict=True))
+RULE_MARKERS = "osD^vXP*<>"
+SHARED = "document_shared"  # our fastest rule that keeps the document's law
+LAYER, CORE = "layer", "core"  # what a row of the benchmark measures
+
+
+def rule_styles(rules: Iterable[str], palette: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+    """Colour and marker of each mask rule: ours in colours of their own, a user's in what is left."""
+    names = list(dict.fromkeys([*RULE_COLOURS, *rules]))
+    spare = cycle(colour for colour in PALETTE if colour not in RULE_COLOURS.values())
+    colours = {name: RULE_COLOURS.get(name) or next(spare) for name in names} | dict(palette or {})
+    return {name: {"color": colours[name], "marker": mark} for name, mark in zip(names, cycle(RULE_MARKERS))}
+
+
+def rules_in_order(rules: Iterable[str], order: Sequence[str] | None = None) -> list[str]:
+    """The mask rules that are drawn: those of `order`, or ours and then a user's. An unknown one is an error."""
+    found = list(dict.fromkeys(rules))
+    for rule in order or ():
+        require_name("mask rule", rule, found)
+    ours = [rule for rule in RULE_COLOURS if rule in found]
+    return list(order or [*ours, *(rule for rule in found if rule not in ours)])
 
 
 @chart
-def macs_by_part(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
-    """A bar a variant, split into the parts that work. Rows: `profilers.compute_table.part_rows`."""
-    rows = rows[rows["preset"] == preset]
-    table = rows.pivot(index="part", columns="variant", values="macs_document").fillna(0) / 1e9
-    share = 100 * table.loc["attention scores and values", "hae"] / table["hae"].sum()
-    figure = new_chart(f"The attention that the mask thins out is {share:.0f} % of HAE's work; the body does the most")
-    ax = stacked_bars(figure, table, WORK_COLOURS)
-    ax.set_ylabel(f"GMACs of one denoising step, as published ({preset})")
+def macs_by_part(
+    rows: pd.DataFrame,
+    *,
+    preset: str = "brats128",
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """A bar a variant, split into the parts that work; `palette` colours parts.
+
+    Rows, one a variant and part: preset, variant, part, macs_document.
+    """
+    rows = of_preset(rows, preset)
+    shown, note = measured(rows, "macs_document", order)
+    table = rows.pivot(index="part", columns="variant", values="macs_document")[shown].fillna(0) / 1e9
+    subject = REFERENCE if REFERENCE in shown else next(filter(has_blocks, shown), shown[0])
+    share = 100 * table[subject].get(MASKED, 0) / table[subject].sum()
+    figure, own = titled_axes(
+        f"The attention that the mask thins out is {share:.0f} % of {variant_title(subject)}'s work; "
+        f"the {table[subject].idxmax()} does the most",
+        ax,
+    )
+    stacked_bars(own, table, part_colours(table.index, WORK_COLOURS) | dict(palette or {}))
+    legend_outside(figure, ax, "right center", **reversed_legend(own))
+    own.set_ylabel(f"GMACs of one denoising step, as published ({preset})")
+    write_note(own, note)
     return figure
 
 
 @chart
-def macs_by_level(rows: pd.DataFrame, preset: str = "brats128", variant: str = "hae") -> Chart:
-    """MACs of each decoder level in four accounts. Rows: `profilers.compute_table.level_rows`."""
-    rows = rows[(rows["preset"] == preset) & (rows["variant"] == variant)]
-    saved = 100 * (1 - rows["macs_run"].sum() / rows["macs_document"].sum())
-    finest = rows.loc[(rows["macs_document"] - rows["macs_run"]).idxmax()]
-    figure = new_chart(
-        f"Sparse attention saves {saved:.0f} % of {VARIANT_NAMES[variant]}'s decoder, nearly all of it on the "
-        f"{finest['height']} × {finest['width']} map"
-    )
-    ax = figure.subplots()
-    place = np.arange(len(rows))
-    for index, (column, (label, colour)) in enumerate(ACCOUNTS.items()):
-        ax.bar(place + 0.2 * (index - 1.5), rows[column] / 1e9, 0.19, color=colour, label=label)
+def macs_by_level(
+    rows: pd.DataFrame,
+    *,
+    preset: str = "brats128",
+    variant: str = REFERENCE,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """MACs of each decoder level of one variant in four accounts; `palette` colours accounts.
+
+    Rows, one a variant and level: preset, variant, mask_rule, height, width, and the columns of `ACCOUNTS`.
+    """
+    rows = of_preset(rows, preset)
+    require_name("variant", variant, rows["variant"].unique())
+    rows = rows[rows["variant"] == variant]
+    figure, own = titled_axes(_level_title(rows, variant), ax)
+    for place, (column, (label, colour)) in zip(bar_places(len(rows), len(ACCOUNTS)), ACCOUNTS.items(), strict=True):
+        width = 0.95 * bar_step(len(ACCOUNTS))
+        own.bar(place, rows[column] / 1e9, width, color=(palette or {}).get(column, colour), label=label)
     names = [f"{height} × {width}" for height, width in zip(rows["height"], rows["width"], strict=True)]
-    ax.set_xticks(place, names)
+    own.set_xticks(range(len(rows)), names)
     rule = rows["mask_rule"].iloc[0]
-    ax.set(xlabel=f"map of the decoder level, pixels ({preset}, {rule})", ylabel="GMACs of one denoising step")
-    ax.grid(axis="x", visible=False)
-    ax.legend(frameon=False)
+    own.set(xlabel=f"map of the decoder level, pixels ({preset}, {rule})", ylabel="GMACs of one denoising step")
+    own.grid(axis="x", visible=False)
+    own.legend(frameon=False)
     return figure
 
 
-@chart
-def attention_speed_up(rows: pd.DataFrame) -> Chart:
-    """Measured speed-up of the whole attention layer against n, over both baselines. Rows: `data/latency_cpu.csv`."""
-    rows = rows[(rows["benchmark"] == "attention") & (rows["pass"] == "forward")]
-    layers, cores = rows[rows["case"].isin(RULE_COLOURS)], rows[rows["limit"].gt(1)]
-    best = layers[(layers["case"] == "document_shared") & layers["speed_up"].notna()].nlargest(1, "n").iloc[0]
-    figure = new_chart(
-        f"Shared random columns make the layer {best['speed_up']:.0f} times faster than the document's, "
-        f"{best['speed_up_sdpa']:.1f} times faster than a fused kernel (n = {best['n']:,.0f})"
+def _level_title(rows: pd.DataFrame, variant: str) -> str:
+    saved = rows["macs_document"] - rows["macs_run"]
+    if not saved.sum() > 0:
+        return f"Sparse attention saves nothing in the decoder of {variant_title(variant)}"
+    percent, most = 100 * saved.sum() / rows["macs_document"].sum(), rows.loc[saved.idxmax()]
+    amount = "nearly all" if saved.max() >= 0.85 * saved.sum() else "most" if 2 * saved.max() > saved.sum() else "much"
+    return (
+        f"Sparse attention saves {percent:.0f} % of {variant_title(variant)}'s decoder, {amount} of it on the "
+        f"{most['height']} × {most['width']} map"
     )
+
+
+@chart
+def attention_speed_up(
+    rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
+) -> Chart:
+    """Measured speed-up of the whole attention layer against n, over both baselines; `order` and `palette`: mask rules.
+
+    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, speed_up and
+    speed_up_sdpa (gaps where there is nothing to compare with), limit, device_name, threads, clock, channels. The
+    forward passes on the first computer are drawn.
+    """
+    rows = rows[(rows["pass"] == "forward") & (rows["device_name"] == rows["device_name"].iloc[0])]
+    cores = rows[(rows["part"] == CORE) & rows["limit"].gt(1)].sort_values("n")
+    layers = rows[rows["part"] == LAYER]
+    baselines = layers.loc[layers["speed_up"].eq(1) | layers["speed_up_sdpa"].eq(1), "way"].unique()
+    layers = layers[~layers["way"].isin(baselines)]
+    styles = rule_styles(layers["way"], palette)
+    lines = {rule: layers[layers["way"] == rule].sort_values("n") for rule in rules_in_order(layers["way"], order)}
+    require(any(line["speed_up"].notna().any() for line in lines.values()), "no layer in the rows has a speed_up")
+    figure = new_chart(_speed_up_title(lines))
     left, right = figure.subplots(1, 2, sharex=True)
-    _speed_up_lines(left, layers, "speed_up", "speed-up over the document's layer")
-    _speed_up_lines(right, layers, "speed_up_sdpa", "speed-up over SDPA with the mask")
-    right.plot(cores["n"], cores["limit"], "k--", label="limit n² / (n_local K),\ndocument_shared")
-    right.plot(cores["n"], cores["speed_up_sdpa"], "k:", marker="*", label="its core, no projections")
+    _speed_up_lines(left, lines, styles, "speed_up", "speed-up over the document's layer")
+    _speed_up_lines(right, lines, styles, "speed_up_sdpa", "speed-up over SDPA with the mask")
+    for way, core in cores.groupby("way", sort=False):
+        right.plot(core["n"], core["limit"], "k--", label=f"limit n² / (n_local K),\n{way}")
+        right.plot(core["n"], core["speed_up_sdpa"], "k:", marker="*", label="its core, no projections")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.text(0.99, 0.005, f"{best['device_name']}, 1 thread, CPU time, C = 256", ha="right", fontsize=10)
+    figure.text(0.99, 0.005, _conditions(rows.iloc[0]), ha="right", fontsize=10)
     return figure
 
 
-def _speed_up_lines(ax: Axes, rows: pd.DataFrame, column: str, label: str) -> None:
-    for rule, colour in RULE_COLOURS.items():
-        line = rows[(rows["case"] == rule) & rows[column].notna()].sort_values("n")
-        ax.plot(line["n"], line[column], marker=RULE_MARKERS[rule], color=colour, label=rule)
+def _speed_up_title(lines: Mapping[str, pd.DataFrame]) -> str:
+    """The fastest of the rules that keep the document's law, on the largest map where both baselines ran."""
+    rule = SHARED if SHARED in lines else next(iter(lines))
+    ran = lines[rule].dropna(subset=["speed_up", "speed_up_sdpa"])
+    if ran.empty:
+        return f"{rule} was not measured beside the document's layer"
+    best = ran.nlargest(1, "n").iloc[0]
+    name = "Shared random columns make" if rule == SHARED else f"{rule} makes"
+    return (
+        f"{name} the layer {best['speed_up']:.0f} times faster than the document's, "
+        f"{best['speed_up_sdpa']:.1f} times faster than a fused kernel (n = {best['n']:,.0f})"
+    )
+
+
+def _conditions(row: Mapping[str, Any]) -> str:
+    threads = f"{row['threads']:.0f} thread{'s' if row['threads'] != 1 else ''}"
+    return f"{row['device_name']}, {threads}, {row['clock']}, C = {row['channels']:.0f}"
+
+
+def _speed_up_lines(
+    ax: Axes, lines: Mapping[str, pd.DataFrame], styles: Mapping[str, Mapping[str, str]], column: str, label: str
+) -> None:
+    for rule, line in lines.items():
+        line = line[line[column].notna()]
+        ax.plot(line["n"], line[column], label=rule, **styles[rule])
     ax.axhline(1, color="black", linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="tokens n", ylabel=label)
-    sizes = sorted(rows.loc[rows[column].notna(), "n"].unique())
+    drawn = pd.concat(list(lines.values()))
+    drawn = drawn[drawn[column].notna()]
+    sizes = sorted(drawn["n"].unique())
     ax.set_xticks(sizes, [f"{n:,.0f}" for n in sizes])
     ax.minorticks_off()
-    ax.set_yticks([ticks for ticks in (0.5, 1, 2, 5, 10, 20, 50, 100) if ticks <= 1.5 * rows[column].max()])
+    ax.set_yticks([ticks for ticks in (0.5, 1, 2, 5, 10, 20, 50, 100) if ticks <= 1.5 * drawn[column].max()])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @chart
-def variants_together(rows: pd.DataFrame) -> Chart:
-    """Parameters, MACs and time of the variants, in percent of HAE. Rows: `compute_table.variants_together`."""
+def variants_together(
+    rows: pd.DataFrame,
+    *,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """What the variants cost, a group a quantity, in percent of HAE; time with its quartiles, claims as lines.
+
+    Rows, one a variant and quantity: variant, quantity, percent_of_hae, percent_q1, percent_q3, and claim_percent where
+    something is claimed. A variant without a quantity, or with a gap for it, is named below the axis.
+    """
+    shown, note = measured(rows, "percent_of_hae", order)
     quantities = list(rows["quantity"].unique())
-    table = {quantity: part.set_index("variant") for quantity, part in rows.groupby("quantity")}
-    figure = new_chart(
-        f"V2 holds {table['parameters'].loc['v2', 'percent_of_hae']:.0f} % of HAE's parameters, but does "
-        f"{table['MACs'].loc['v2', 'percent_of_hae']:.0f} % of its work; {_time_in_words(table['time'])}"
-    )
-    ax = figure.subplots()
-    for index, (variant, name) in enumerate(VARIANT_NAMES.items()):
-        mine = rows[rows["variant"] == variant].set_index("quantity").loc[quantities]
-        place = np.arange(len(quantities)) + 0.2 * (index - 1.5)
-        ax.bar(place, mine["percent_of_hae"], 0.19, color=VARIANT_COLOURS[variant], label=name)
-        errors = mine[["percent_q1", "percent_q3"]].sub(mine["percent_of_hae"], axis=0).abs().to_numpy().T
-        ax.errorbar(place, mine["percent_of_hae"], yerr=errors, fmt="none", color="black", capsize=3)
-        for x, value, top in zip(place, mine["percent_of_hae"], mine["percent_q3"], strict=True):
-            ax.text(x, max(value, top) + 1.5, f"{value:.0f}", ha="center", fontsize=11)
-    for index, percent in ((2, 70), (3, 40)):
-        x = 0.2 * (index - 1.5)
-        label = "claimed parameters" if index == 2 else None
-        ax.plot([x - 0.095, x + 0.095], [percent] * 2, color=CLAIM_COLOUR, linewidth=4, label=label)
-    ax.set_xticks(range(len(quantities)), quantities)
-    ax.set(ylabel="% of HAE; lower is cheaper", ylim=(0, 132))
-    ax.grid(axis="x", visible=False)
-    ax.legend(ncols=3, loc="upper center", frameon=False)
+    table = rows.set_index(["variant", "quantity"])
+    table = table.reindex(pd.MultiIndex.from_product([shown, quantities], names=table.index.names))
+    figure, own = titled_axes(_together_title(table["percent_of_hae"].unstack(), table), ax)
+    colours, width = variant_colours(shown, palette), 0.95 * bar_step(len(shown))
+    gaps = [note] if note else []
+    for variant, places in zip(shown, bar_places(len(quantities), len(shown)), strict=True):
+        mine = table.loc[variant].loc[quantities]
+        own.bar(places, mine["percent_of_hae"], width, color=colours[variant], label=variant_title(variant))
+        errors = mine[["percent_q1", "percent_q3"]].sub(mine["percent_of_hae"], axis=0).abs().to_numpy(float).T
+        own.errorbar(places, mine["percent_of_hae"], yerr=errors, fmt="none", color="black", capsize=3)
+        for x, (quantity, row) in zip(places, mine.iterrows(), strict=True):
+            if np.isnan(row["percent_of_hae"]):
+                gaps.append(f"not measured: {quantity} of {variant_title(variant)}")
+            else:
+                top = np.nanmax([row["percent_of_hae"], row["percent_q3"]])
+                own.text(x, top + 1.5, f"{row['percent_of_hae']:.0f}", ha="center", fontsize=11)
+    _claims(own, table, width)
+    own.set_xticks(range(len(quantities)), quantities)
+    tallest = np.nanmax(table[["percent_of_hae", "percent_q3"]].to_numpy(float))
+    own.set(ylabel="% of HAE; lower is cheaper", ylim=(0, max(132, 1.27 * tallest)))
+    own.grid(axis="x", visible=False)
+    own.legend(ncols=3, loc="upper center", frameon=False)
+    write_note(own, "\n".join(gaps))
     return figure
 
 
-def _time_in_words(times: pd.DataFrame) -> str:
-    """What quartiles that overlap allow to say about the three."""
-    three = times.loc[["hae", "lite", "v2"]]
-    if three["percent_q1"].max() <= three["percent_q3"].min():
-        return "the times of the three cannot be told apart"
-    return f"it takes {times.loc['v2', 'percent_of_hae']:.0f} % of its time"
+def _claims(ax: Axes, table: pd.DataFrame, width: float) -> None:
+    """A line across the bar of each claim; HAE itself is the 100 % of the others."""
+    if "claim_percent" not in table:
+        return
+    labels: set[str] = set()
+    variants, quantities = (list(table.index.unique(level)) for level in ("variant", "quantity"))
+    places = bar_places(len(quantities), len(variants))
+    for (variant, quantity), percent in table["claim_percent"].dropna().items():
+        if variant != REFERENCE:
+            x, label = places[variants.index(variant), quantities.index(quantity)], f"claimed {quantity}"
+            ends = [x - width / 2, x + width / 2]
+            new = None if label in labels else label
+            ax.plot(ends, [percent] * 2, color=CLAIM_COLOUR, linewidth=4, label=new)
+            labels.add(label)
+
+
+def _together_title(percent: pd.DataFrame, table: pd.DataFrame) -> str:
+    """What the version with the fewest parameters saves, in each quantity that was measured for it."""
+    others = percent.loc[[name for name in percent.index if has_blocks(name) and name != REFERENCE]]
+    if others.empty or "parameters" not in others:
+        return "What the variants cost, in percent of HAE"
+    least = others["parameters"].fillna(np.inf).idxmin()
+    mine = others.loc[least]
+    words = f"{short_title(least)} holds {mine['parameters']:.0f} % of HAE's parameters"
+    if not np.isnan(mine.get("MACs", np.nan)):
+        words += f", but does {mine['MACs']:.0f} % of its work"
+    if np.isnan(mine.get("time", np.nan)):
+        return words
+    return f"{words}; {_time_in_words(table.xs('time', level='quantity'), least)}"
+
+
+def _time_in_words(times: pd.DataFrame, variant: str) -> str:
+    """What quartiles that overlap allow to say about the versions with hybrid blocks."""
+    versions = times.loc[list(filter(has_blocks, times.index))].dropna(subset=["percent_q1", "percent_q3"])
+    if len(versions) > 1 and versions["percent_q1"].max() <= versions["percent_q3"].min():
+        return f"the times of the {count_word(len(versions))} cannot be told apart"
+    return f"it takes {times.loc[variant, 'percent_of_hae']:.0f} % of its time"
 
 
 @chart
-def density_and_reach(rows: pd.DataFrame) -> Chart:
-    """What a rule keeps, and how far it sees, against the number of tokens. Rows: `profilers.visibility.visibility`."""
+def density_and_reach(
+    rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
+) -> Chart:
+    """What a rule keeps, and how far it sees, against the number of tokens; `order` and `palette`: mask rules.
+
+    Rows, one a rule and map: rule, n, density, own_4_percent.
+    """
+    rules = rules_in_order(rows["rule"], order)
     largest = rows[rows["n"] == rows["n"].max()].set_index("rule")
+    subject = "document" if "document" in rules else rules[0]
+    name = "The document's mask" if subject == "document" else subject
     figure = new_chart(
-        f"The document's mask keeps {100 * largest.loc['document', 'density']:.0f} % of the pairs, and "
-        f"{largest.loc['document', 'own_4_percent']:.0f} % of the pixels see their own 4 × 4 patch"
+        f"{name} keeps {100 * largest.loc[subject, 'density']:.0f} % of the pairs, and "
+        f"{largest.loc[subject, 'own_4_percent']:.0f} % of the pixels see their own 4 × 4 patch"
     )
-    axes = figure.subplots(1, 2, sharex=True)
+    axes, styles = figure.subplots(1, 2, sharex=True), rule_styles(rules, palette)
     panels = (("density", 100, "pairs kept, %"), ("own_4_percent", 1, "pixels that see their own 4 × 4 patch, %"))
     for ax, (column, factor, label) in zip(axes, panels, strict=True):
-        for rule, line in rows.groupby("rule", sort=False):
-            line = line.sort_values("n")
-            style = {"marker": RULE_MARKERS.get(rule, "."), "color": RULE_COLOURS.get(rule), "alpha": 0.9}
-            ax.plot(line["n"], factor * line[column], label=rule, **style)
+        for rule in rules:
+            line = rows[rows["rule"] == rule].sort_values("n")
+            ax.plot(line["n"], factor * line[column], label=rule, alpha=0.9, **styles[rule])
         ax.set(xscale="log", xlabel="tokens n", ylabel=label, ylim=(-3, 103))
         sizes = sorted(rows["n"].unique())
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=40)

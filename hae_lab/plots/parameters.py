@@ -1,219 +1,324 @@
 """Pictures of the parameter table."""
 
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from hae_lab.checks import require, require_name
 from hae_lab.plots.base import (
     CLAIM_COLOUR,
     PALETTE,
-    VARIANT_COLOURS,
-    VARIANT_NAMES,
+    REFERENCE,
     Chart,
     chart,
+    count_word,
     grouped_bars,
+    has_blocks,
+    legend_outside,
+    listed,
+    measured,
     new_chart,
+    of_preset,
+    ordered,
+    part_colours,
+    reversed_legend,
+    short_title,
     span,
     stacked_bars,
+    titled_axes,
+    variant_colour,
+    variant_colours,
+    write_note,
 )
+from hae_lab.presets import DOCUMENT, variant_title
 
-PART_COLOURS = {
-    "encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece",
+BODY_COLOURS = {"encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece"}
+HYBRID_COLOURS = {
     "timestep": PALETTE[8], "CNN branch": PALETTE[9], "norms": PALETTE[5], "projections": PALETTE[3],
     "attention": PALETTE[4], "MLP": PALETTE[1], "fusion": PALETTE[2],
 }  # fmt: skip
+OTHER_PARTS = "other parts"
+SMALLEST, NEXT = DOCUMENT[::-1][:2]  # what the document's line of sizes is about: V2, given Lite
+SLOT_WORDS = {"regions": "shared projection", "mlp_ratio": "narrow token MLP", "fusion": "mean as fusion"}
 
 
 @chart
-def parameter_table(rows: pd.DataFrame) -> Chart:
+def parameter_table(
+    rows: pd.DataFrame,
+    *,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """Parameters of the variants in percent of HAE, a group a preset, with the claimed lines.
 
-    Rows: `profilers.parameter_table.parameter_table`.
+    Rows, one a preset, scope and variant: preset, scope, variant, percent_of_hae, claim_percent (a gap where nothing is
+    claimed); those of the scope "whole model" are drawn.
     """
     whole = rows[rows["scope"] == "whole model"]
-    kept = {variant: span(whole.loc[whole["variant"] == variant, "percent_of_hae"]) for variant in VARIANT_NAMES}
-    claim = whole.drop_duplicates("variant").set_index("variant")["claim_percent"]
-    figure = new_chart(
-        f"Like for like, Lite keeps {kept['lite']} % and V2 {kept['v2']} % of HAE's parameters, "
-        f"not {claim['lite']:.0f} % and {claim['v2']:.0f} %"
-    )
-    ax = figure.subplots()
-    grouped_bars(ax, whole, "preset", "percent_of_hae")
-    for variant in ("lite", "v2"):
-        ax.axhline(claim[variant], color=VARIANT_COLOURS[variant], linestyle="--", linewidth=2)
-        label = f"claimed {VARIANT_NAMES[variant]} {claim[variant]:.0f} %"
-        ax.text(3.5, claim[variant] - 1, label.replace(" ", "\n", 1), va="top", fontsize=12)
-    ax.set(xlabel="preset (body of the U-Net)", ylabel="parameters, % of HAE on the same body", ylim=(0, 118))
-    ax.set_xlim(-0.5, 4.5)
-    ax.legend(ncols=4, loc="upper center", frameon=False)
+    shown, note = measured(whole, "percent_of_hae", order)
+    claims = whole.drop_duplicates("variant").set_index("variant")["claim_percent"].astype(float)
+    claims = claims.reindex([variant for variant in shown if variant != REFERENCE]).dropna()
+    figure, own = titled_axes(_table_title(whole, shown, claims), ax)
+    every = variant_colours(shown, palette)
+    colours, presets = {variant: every[variant] for variant in shown}, whole["preset"].nunique()
+    grouped_bars(own, whole, "preset", "percent_of_hae", colours)
+    for variant, percent in claims.items():
+        own.axhline(percent, color=colours[variant], linestyle="--", linewidth=2)
+        label = f"claimed\n{variant_title(variant)} {percent:.0f} %"
+        own.text(presets - 0.5, percent - 1, label, va="top", fontsize=12)
+    lines = -(-len(shown) // 4)  # of the legend, above the bars
+    top = (1.11 + 0.07 * lines) * max(100, whole["percent_of_hae"].max())
+    own.set(xlabel="preset (body of the U-Net)", ylabel="parameters, % of HAE on the same body", ylim=(0, top))
+    own.set_xlim(-0.5, presets + 0.5)
+    own.legend(ncols=4, loc="upper center", frameon=False)
+    write_note(own, note)
     return figure
 
 
+def _table_title(whole: pd.DataFrame, shown: Sequence[str], claims: pd.Series) -> str:
+    """What the variants with a claim keep; without any claim, what the versions keep."""
+    told = list(claims.index) or [name for name in shown if has_blocks(name) and name != REFERENCE]
+    if not told:
+        return "Parameters on the same body, in percent of HAE"
+    spans = {name: span(whole.loc[whole["variant"] == name, "percent_of_hae"]) for name in told}
+    kept = [f"{short_title(name)} {'keeps ' * (name == told[0])}{percents} %" for name, percents in spans.items()]
+    not_so = f", not {listed([f'{percent:.0f} %' for percent in claims])}" if len(claims) else ""
+    return f"Like for like, {listed(kept)} of HAE's parameters{not_so}"
+
+
 @chart
-def published_counts(rows: pd.DataFrame) -> Chart:
-    """The published counts beside our models that reproduce them. Rows: `parameter_table.published_counts`."""
-    figure = new_chart(
-        "The published 100 / 69 / 40 % compares three different models: the blocks stand elsewhere in each"
-    )
-    ax = figure.subplots()
-    place = np.arange(len(rows))
-    colours = [VARIANT_COLOURS[variant] for variant in rows["variant"]]
-    ax.bar(place - 0.2, rows["published_million_params"], 0.38, color=colours, alpha=0.45, label="published")
-    bars = ax.bar(place + 0.2, rows["our_params"] / 1e6, 0.38, color=colours, label="our model")
+def published_counts(
+    rows: pd.DataFrame,
+    *,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """The published counts beside our models that reproduce them.
+
+    Rows, one a version of the document: variant, published_million_params, published_percent, our_params, our_percent,
+    our_changes, and the preset.
+    """
+    shown, note = measured(rows, "published_million_params", order, expected=DOCUMENT)
+    rows = rows.set_index("variant").loc[shown].reset_index()
+    percents = " / ".join(f"{percent:.0f}" for percent in rows["published_percent"])
+    models = rows["our_changes"].nunique()
+    compares = f"{count_word(models)} different models: the blocks stand elsewhere in each" if models > 1 else "one"
+    figure, own = titled_axes(f"The published {percents} % compares {compares}", ax)
+    place, every = np.arange(len(rows)), variant_colours(shown, palette)
+    colours = [every[variant] for variant in shown]
+    own.bar(place - 0.2, rows["published_million_params"], 0.38, color=colours, alpha=0.45, label="published")
+    bars = own.bar(place + 0.2, rows["our_params"] / 1e6, 0.38, color=colours, label="our model")
     labels = [
         f"{params:,}\n{percent:.1f} %" for params, percent in zip(rows["our_params"], rows["our_percent"], strict=True)
     ]
-    ax.bar_label(bars, labels, fontsize=11, padding=2)
+    own.bar_label(bars, labels, fontsize=11, padding=2)
     names = [
-        f"{VARIANT_NAMES[variant]}\n" + changes.replace(", ", "\n")
-        for variant, changes in zip(rows["variant"], rows["our_changes"], strict=True)
+        f"{variant_title(variant)}\n" + changes.replace(", ", "\n")
+        for variant, changes in zip(shown, rows["our_changes"], strict=True)
     ]
-    ax.set_xticks(place, names)
-    ax.set(ylabel="parameters, million", ylim=(0, 1.18 * rows["our_params"].max() / 1e6))
-    ax.grid(axis="x", visible=False)
-    ax.legend(frameon=False, title="preset wide128; pale: as published, full: counted here")
+    own.set_xticks(place, names)
+    own.set(ylabel="parameters, million", ylim=(0, 1.18 * rows["our_params"].max() / 1e6))
+    own.grid(axis="x", visible=False)
+    body = f"preset {listed(rows['preset'].unique())}; " if "preset" in rows else ""
+    own.legend(frameon=False, title=f"{body}pale: as published, full: counted here")
+    write_note(own, note)
     return figure
 
 
 @chart
-def feasibility(rows: pd.DataFrame) -> Chart:
+def feasibility(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     """V2 against Lite, both in percent of HAE: the line that every like-for-like family lies on, and the claim.
 
-    Rows: `profilers.parameter_table.feasibility`.
+    Rows, one a preset and scope, and one for the claim (column claimed): preset, scope, lite_percent, v2_percent,
+    slope, line_v2_percent, off_line_points; lite_minus_v2_c2 and hae_minus_lite_c2 write the slope as a fraction.
     """
-    families, claim = rows[rows["preset"] != "the claim"], rows[rows["preset"] == "the claim"].iloc[0]
-    off = families["off_line_points"].abs().max()
-    figure = new_chart(
-        f"Every like-for-like family lies on one line (within {off:.2f} points); "
-        f"the claim lies {abs(claim['off_line_points']):.0f} points below it"
-    )
-    ax = figure.subplots()
-    lite = np.array([0, 100])
-    ax.plot(
-        lite,
-        lite - claim["slope"] * (100 - lite),
-        color="black",
-        zorder=1,
-        label="V2 = Lite − 7.5/80 (100 − Lite); MSTB: 7.5/79",
-    )
-    markers = dict(zip(families["scope"].unique(), "^sDo", strict=True))
-    for scope, group in families.groupby("scope", sort=False):
-        label = f"{scope}, {len(group)} presets"
-        ax.scatter(
-            group["lite_percent"], group["v2_percent"], marker=markers[scope], s=80, color="#555555", label=label
-        )
-    ax.scatter(
-        claim["lite_percent"],
-        claim["v2_percent"],
-        marker="*",
-        s=400,
-        color=CLAIM_COLOUR,
-        zorder=3,
-        label="the claim: 70 / 40",
-    )
-    ax.plot(
-        [claim["lite_percent"]] * 2,
-        [claim["v2_percent"], claim["line_v2_percent"]],
-        ":",
-        color=CLAIM_COLOUR,
-        linewidth=2,
-    )
-    note = f"at Lite {claim['lite_percent']:.0f} %\nV2 must be {claim['line_v2_percent']:.1f} %"
-    ax.annotate(note, (claim["lite_percent"], claim["line_v2_percent"]), (72, 48))
-    ax.set(
-        xlabel="HAE Lite, parameters in % of HAE", ylabel="HAE V2, parameters in % of HAE", xlim=(0, 100), ylim=(0, 100)
-    )
-    ax.legend(loc="upper left", frameon=True)
+    is_claim = rows["claimed"] if "claimed" in rows else rows["preset"] == "the claim"
+    families, claims = rows[~is_claim], rows[is_claim]
+    require(len(families) > 0, "no family in the rows: all are the claim")
+    figure, own = titled_axes(_feasibility_title(families, claims), ax)
+    lines = families if claims.empty else claims
+    slope, lite = lines["slope"].iloc[0], np.array([0, 100])
+    own.plot(lite, lite - slope * (100 - lite), color="black", zorder=1, label=_line_label(families, lines.iloc[0]))
+    for (scope, group), marker in zip(families.groupby("scope", sort=False), cycle("^sDovX")):
+        label = f"{scope}, {len(group)} preset{'s' * (len(group) > 1)}"
+        style = {"marker": marker, "s": 80, "color": "#555555"}
+        own.scatter(group["lite_percent"], group["v2_percent"], label=label, **style)
+    for claim in claims.to_dict("records"):
+        _claimed_point(own, claim)
+    next_title, title = variant_title(NEXT), variant_title(SMALLEST)
+    own.set(xlabel=f"{next_title}, parameters in % of HAE", ylabel=f"{title}, parameters in % of HAE")
+    own.set(xlim=(0, 100), ylim=(0, 100))
+    own.legend(loc="upper left", frameon=True)
     return figure
+
+
+def _feasibility_title(families: pd.DataFrame, claims: pd.DataFrame) -> str:
+    off = families["off_line_points"].abs().max()
+    start = f"Every like-for-like family lies on one line (within {off:.2f} points)"
+    if claims.empty:
+        return start
+    points = claims["off_line_points"].iloc[0]
+    return f"{start}; the claim lies {abs(points):.0f} points {'below' if points < 0 else 'above'} it"
+
+
+def _line_label(families: pd.DataFrame, line: Mapping[str, Any]) -> str:
+    """The line in words, and the scopes that have another slope."""
+    others = families[families["slope"] != line["slope"]].drop_duplicates("scope")
+    apart = "".join(f"; {row['scope']}: {_slope(row)}" for row in others.to_dict("records"))
+    lite = short_title(NEXT)
+    return f"{short_title(SMALLEST)} = {lite} − {_slope(line)} (100 − {lite}){apart}"
+
+
+def _slope(row: Mapping[str, Any]) -> str:
+    if "lite_minus_v2_c2" in row:
+        return f"{row['lite_minus_v2_c2']:g}/{row['hae_minus_lite_c2']:g}"
+    return f"{row['slope']:.3g}"
+
+
+def _claimed_point(ax: Axes, claim: Mapping[str, Any]) -> None:
+    lite, v2, line = claim["lite_percent"], claim["v2_percent"], claim["line_v2_percent"]
+    ax.scatter(lite, v2, marker="*", s=400, color=CLAIM_COLOUR, zorder=3, label=f"the claim: {lite:.0f} / {v2:.0f}")
+    ax.plot([lite] * 2, [v2, line], ":", color=CLAIM_COLOUR, linewidth=2)
+    note = f"at {short_title(NEXT)} {lite:.0f} %\n{short_title(SMALLEST)} must be {line:.1f} %"
+    ax.annotate(note, (lite, line), (lite + 2, v2 + 8))
 
 
 @chart
-def slot_waterfall(rows: pd.DataFrame, orders: tuple[str, str] | None = None) -> Chart:
-    """What each slot change saves on the way HAE -> V2, in two orders. Rows: `parameter_table.slot_waterfall`."""
-    orders = orders or (rows["order"].iloc[0], rows["order"].iloc[-1])
-    last = rows[rows["order"] == orders[0]].set_index("slot")["saved_params"]
-    share = 100 * last["regions"] / last.sum()
+def slot_waterfall(rows: pd.DataFrame, *, orders: Sequence[str] | None = None) -> Chart:
+    """What each slot change saves on the way HAE -> V2, a panel an order; by default the first, and the way back.
+
+    Rows, one an order and step: preset, order, step, slot, change, params (after the step), saved_params.
+    """
+    orders = orders or _there_and_back(rows)
+    for order in orders:
+        require_name("order", order, rows["order"].unique())
+    saved = rows[rows["order"] == orders[0]].set_index("slot")["saved_params"]
+    largest, by_slot = saved.idxmax(), rows.groupby("slot")["saved_params"]
+    same = (by_slot.max() - by_slot.min()).max() <= 0.01 * saved.sum()
+    share, ends = 100 * saved[largest] / saved.sum(), f"{short_title(DOCUMENT[0])} to {short_title(SMALLEST)}"
     figure = new_chart(
-        f"The shared projection alone makes {share:.0f} % of the saving from HAE to V2; the order does not matter"
+        f"The {SLOT_WORDS.get(largest, largest)} alone makes {share:.0f} % of the saving from {ends}; "
+        + ("the order does not matter" if same else "what a slot saves depends on the order")
     )
     top = (rows["params"] + rows["saved_params"]).max()
-    for ax, order in zip(figure.subplots(1, 2, sharey=True), orders, strict=True):
-        _waterfall(ax, rows[rows["order"] == order])
+    axes = figure.subplots(1, len(orders), sharey=True, squeeze=False).ravel()
+    for ax, order in zip(axes, orders, strict=True):
+        _waterfall(ax, rows[rows["order"] == order].sort_values("step"))
         ax.set(title=order.replace(" > ", " → "), ylim=(0, 1.1 * top / 1e6))
-    figure.axes[0].set_ylabel(f"parameters of the whole model, million ({rows['preset'].iloc[0]})")
+    axes[0].set_ylabel(f"parameters of the whole model, million ({listed(rows['preset'].unique())})")
     return figure
+
+
+def _there_and_back(rows: pd.DataFrame) -> list[str]:
+    """The first order of the rows, and the one that takes its slots from behind, if there is one."""
+    slots = {order: tuple(part.sort_values("step")["slot"]) for order, part in rows.groupby("order", sort=False)}
+    first = next(iter(slots))
+    return [first, *(order for order, way in slots.items() if order != first and way == slots[first][::-1])]
 
 
 def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
-    start = steps["params"].iloc[0] + steps["saved_params"].iloc[0]
-    totals = [start, *steps["params"]]
-    ax.bar(0, start / 1e6, color=VARIANT_COLOURS["hae"])
-    ax.bar(len(steps) + 1, totals[-1] / 1e6, color=VARIANT_COLOURS["v2"])
-    for index, (saved, left) in enumerate(zip(steps["saved_params"], steps["params"], strict=True), start=1):
-        ax.bar(index, saved / 1e6, bottom=left / 1e6, color=CLAIM_COLOUR)
-        ax.text(index, (left + saved) / 1e6 + 2, f"−{saved / 1e6:.1f}", ha="center")
-    for index in (0, len(steps) + 1):
-        ax.text(
-            index, totals[min(index, len(steps))] / 1e6 + 2, f"{totals[min(index, len(steps))] / 1e6:.1f}", ha="center"
-        )
+    first = steps.iloc[0]
+    end = len(steps) + 1
+    totals = {0: first["params"] + first["saved_params"], end: steps["params"].min()}
+    for place, variant in ((0, DOCUMENT[0]), (end, SMALLEST)):
+        ax.bar(place, totals[place] / 1e6, color=variant_colour(variant))
+        ax.text(place, totals[place] / 1e6 + 2, f"{totals[place] / 1e6:.1f}", ha="center")
+    for place, (saved, left) in enumerate(zip(steps["saved_params"], steps["params"], strict=True), start=1):
+        ax.bar(place, saved / 1e6, bottom=left / 1e6, color=CLAIM_COLOUR)
+        ax.text(place, (left + saved) / 1e6 + 2, f"−{saved / 1e6:.1f}", ha="center")
     changes = [change.replace("=", "=\n") for change in steps["change"]]
-    ax.set_xticks(range(len(steps) + 2), ["HAE", *changes, "V2"], fontsize=10, rotation=40, ha="right")
+    names = [short_title(DOCUMENT[0]), *changes, short_title(SMALLEST)]
+    ax.set_xticks(range(end + 1), names, fontsize=10, rotation=40, ha="right")
     ax.grid(axis="x", visible=False)
 
 
 @chart
-def where_parameters_sit(rows: pd.DataFrame, preset: str = "brats128") -> Chart:
-    """A bar a variant, split into the body's sections and the parts of the hybrid blocks. Rows: `part_rows`."""
-    rows = rows[rows["preset"] == preset]
-    table = rows.pivot(index="part", columns="variant", values="params")
+def where_parameters_sit(
+    rows: pd.DataFrame,
+    *,
+    preset: str = "brats128",
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """A bar a variant, split into the body's sections and the parts of the hybrid blocks; `palette` colours parts.
+
+    Rows, one a variant and part: preset, variant, part, params; "model" is the sum of all.
+    """
+    rows = of_preset(rows, preset)
+    shown, note = measured(rows, "params", order)
+    table = rows.pivot(index="part", columns="variant", values="params")[shown].astype(float)
     heights = _disjoint_parts(table)
-    projections = 100 * table.loc["projections", "hae"] / table.loc["model", "hae"]
-    figure = new_chart(
-        f"HAE's patch projections hold {projections:.0f} % of its parameters; Lite and V2 drop almost all of them"
-    )
-    ax = stacked_bars(figure, pd.DataFrame(heights).T / 1e6, PART_COLOURS, "body: grey\nhybrid: coloured")
-    ax.set_ylabel(f"parameters, million ({preset})")
+    figure, own = titled_axes(_sit_title(table), ax)
+    colours = part_colours(heights.index, BODY_COLOURS | HYBRID_COLOURS) | dict(palette or {})
+    stacked_bars(own, heights / 1e6, colours)
+    legend_outside(figure, ax, "right center", **reversed_legend(own), title="body: grey\nhybrid: coloured")
+    own.set_ylabel(f"parameters, million ({preset})")
+    write_note(own, note)
     return figure
 
 
-def _disjoint_parts(table: pd.DataFrame) -> dict[str, pd.Series]:
-    hybrid = ["timestep", "CNN branch", "norms", "projections", "attention", "MLP", "fusion"]
-    return {
+def _sit_title(table: pd.DataFrame) -> str:
+    """What HAE's patch projections hold, and which versions keep less than a twentieth of them."""
+    if REFERENCE not in table:
+        return f"Where the parameters of {listed(list(map(variant_title, table.columns)))} sit"
+    held, whole = table.loc["projections"], table.loc["model", REFERENCE]
+    start = f"HAE's patch projections hold {100 * held[REFERENCE] / whole:.0f} % of its parameters"
+    dropped = [short_title(name) for name in held.index if has_blocks(name) and held[name] < held[REFERENCE] / 20]
+    return f"{start}; {listed(dropped)} drop{'s' * (len(dropped) == 1)} almost all of them" if dropped else start
+
+
+def _disjoint_parts(table: pd.DataFrame) -> pd.DataFrame:
+    """Parts that share nothing and sum to the model; what the rows do not break down is the last."""
+    parts = {
         "encoder": table.loc["encoder"],
         "middle": table.loc["middle"],
         "decoder body": table.loc["decoder"] - table.loc["hybrid blocks"],
         "embedding and out": table.loc["embedding"] + table.loc["out"],
-        **{part: table.loc[part] for part in hybrid},
+        **{part: table.loc[part] for part in HYBRID_COLOURS if part in table.index},
     }
+    rest = table.loc["model"] - sum(parts.values())
+    return pd.DataFrame(parts | ({OTHER_PARTS: rest} if rest.any() else {})).T
 
 
 @chart
-def what_it_would_take(rows: pd.DataFrame) -> Chart:
-    """The families that reach 100/70/40, with their own changes. Rows: `parameter_table.what_it_would_take`."""
-    fewest = rows["changes"].min()
-    figure = new_chart(
-        f"100 / 70 / 40 needs at least {fewest} changes that Lite and V2 make for themselves, outside the slots"
+def what_it_would_take(
+    rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None, ax: Axes | None = None
+) -> Figure:
+    """The families that reach the claimed percentages, with their own changes, a group of bars a family.
+
+    Rows, one a family: preset, changes (their number), and <variant>_percent, <variant>_changes and
+    <variant>_claim_percent for each version that changes.
+    """
+    shown = ordered(name for name in DOCUMENT if f"{name}_percent" in rows)
+    require(len(shown) > 0 and len(rows) > 0, "no family in the rows: they have no <variant>_percent")
+    claims = {name: rows[f"{name}_claim_percent"].iloc[0] for name in shown if f"{name}_claim_percent" in rows}
+    goal = " / ".join(f"{percent:.0f}" for percent in (100, *claims.values())) if claims else "The claim"
+    figure, own = titled_axes(
+        f"{goal} needs at least {rows['changes'].min()} changes that {listed(list(map(short_title, shown)))} "
+        f"make{'s' * (len(shown) == 1)} for {'themselves' if len(shown) > 1 else 'itself'}, outside the slots",
+        ax,
     )
-    ax = figure.subplots()
-    place = np.arange(len(rows))
-    for offset, variant in ((-0.2, "lite"), (0.2, "v2")):
-        bars = ax.barh(
-            place + offset,
-            rows[f"{variant}_percent"],
-            0.38,
-            color=VARIANT_COLOURS[variant],
-            label=VARIANT_NAMES[variant],
-        )
-        labels = [
-            f" {percent:.1f} %: {changes}"
-            for percent, changes in zip(rows[f"{variant}_percent"], rows[f"{variant}_changes"], strict=True)
-        ]
-        ax.bar_label(bars, labels, fontsize=10)
-    for percent in (70, 40):
-        ax.axvline(percent, color="grey", linestyle="--", linewidth=1, zorder=0)
-    ax.set_yticks(place, [f"set {index + 1}" for index in place])
-    ax.invert_yaxis()
-    ax.set(xlabel=f"parameters, % of HAE ({rows['preset'].iloc[0]})", xlim=(0, 135))
-    ax.grid(axis="y", visible=False)
-    ax.legend(loc="upper right", frameon=True)
+    place, colours = np.arange(len(rows)), variant_colours(shown, palette)
+    for index, variant in enumerate(shown):
+        offset = 0.4 * (index - (len(shown) - 1) / 2)
+        percents, changes = rows[f"{variant}_percent"], rows[f"{variant}_changes"]
+        style = {"color": colours[variant], "label": variant_title(variant)}
+        bars = own.barh(place + offset, percents, 0.38, **style)
+        labels = [f" {percent:.1f} %: {change}" for percent, change in zip(percents, changes, strict=True)]
+        own.bar_label(bars, labels, fontsize=10)
+    for percent in claims.values():
+        own.axvline(percent, color="grey", linestyle="--", linewidth=1, zorder=0)
+    own.set_yticks(place, [f"set {index + 1}" for index in place])
+    own.invert_yaxis()
+    own.set(xlabel=f"parameters, % of HAE ({listed(rows['preset'].unique())})", xlim=(0, 135))
+    own.grid(axis="y", visible=False)
+    own.legend(loc="upper right", frameon=True)
     return figure

@@ -3,19 +3,21 @@
 Rows are tidy, one a run, as in `hae_lab.study.statistics`, which computes every interval, test and verdict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label
-from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, span
+from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, titled_axes
 from hae_lab.plots.verdicts import (
     COSTS,
     Row,
     Style,
+    absent,
     cell_costs,
     cell_name,
     cell_styles,
@@ -23,15 +25,17 @@ from hae_lab.plots.verdicts import (
     comparison_title,
     cost_axis,
     decided,
+    in_order,
     in_percent,
     interval,
-    listed,
+    lines,
     pair_rows,
     seeds_legend,
     short_ticks,
     verdict_text,
     winner_and_loser,
 )
+from hae_lab.presets import CONTROL
 from hae_lab.study import statistics
 from hae_lab.study.statistics import CANNOT_TELL, QUARTILES
 
@@ -39,30 +43,45 @@ CROWDED = 8  # more rows leave each of them one line of text
 
 
 @chart
-def forest(differences: pd.DataFrame, rows: pd.DataFrame, metric: str = "loss") -> Chart:
+def forest(
+    rows: pd.DataFrame,
+    metric: str = "loss",
+    *,
+    stats: pd.DataFrame | None = None,
+    baseline: str | None = None,
+    lower_better: bool | None = None,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """Paired differences with their 95 % intervals, the seeds behind them, and what they can tell.
 
-    `differences` is what `statistics.paired_differences` made of the rows.
+    Rows: cell, seed, metric. `stats` is what `statistics.paired_differences` found in them: by default of every pair,
+    or of every cell against a `baseline`.
     """
-    statistics.require_columns(differences, "first", "second", "mean_difference", "p_holm", "verdict")
-    figure = new_chart(comparison_title(differences, metric))
-    ax = figure.subplots()
-    pairs = differences[["first", "second"]]
+    rows = in_order(rows, order)
+    if stats is None:
+        stats = statistics.paired_differences(rows, metric, baseline, lower_better=lower_better)
+    statistics.require_columns(stats, "first", "second", "mean_difference", "p_holm", "verdict")
+    stats = stats[stats["first"].isin(rows["cell"]) & stats["second"].isin(rows["cell"])]
+    require(len(stats) > 0, "no comparison to draw: stats has no pair of the cells of the rows")
+    figure, own = titled_axes(comparison_title(stats, metric), ax)
+    pairs = stats[["first", "second"]]
     seeds = statistics.seed_differences(rows, list(pairs.itertuples(index=False, name=None)), metric)
     seeds = seeds.groupby(["first", "second"])["difference"]
     between = "\n" if len(pairs) <= CROWDED else ", "
-    styles = cell_styles(differences["first"])
-    for place, row in enumerate(differences.to_dict("records")):
+    styles = cell_styles(stats["first"], palette)
+    for place, row in enumerate(stats.to_dict("records")):
         dots = seeds.get_group((row["first"], row["second"]))
-        ax.scatter(dots, np.full(len(dots), place + 0.2), s=30, color=styles[row["first"]]["color"], alpha=0.8)
-        interval(ax, place - 0.1, row, lying=True)
-        ax.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=ax.get_yaxis_transform())
-    pair_rows(ax, pairs)
-    ax.set_xlabel(f"difference in {metric_label(metric)}")
-    short_ticks(ax.xaxis, 5)
-    _percent_axis(ax, differences)
+        own.scatter(dots, np.full(len(dots), place + 0.2), s=30, color=styles[row["first"]]["color"], alpha=0.8)
+        interval(own, place - 0.1, row, lying=True)
+        own.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=own.get_yaxis_transform())
+    pair_rows(own, pairs)
+    own.set_xlabel(f"difference in {metric_label(metric)}")
+    short_ticks(own.xaxis, 5)
+    _percent_axis(own, stats)
     note = "verdicts after Holm; finds: with 80 % power, in % of the second's mean"
-    seeds_legend(figure, note, seed_colour=PALETTE[7])
+    seeds_legend(figure, lines(note, absent(rows["cell"], order)), PALETTE[7], ax)
     return figure
 
 
@@ -76,23 +95,31 @@ def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
 @chart
 def pareto(
     rows: pd.DataFrame,
-    costs: Sequence[str] = ("params", "macs", "ms"),
     metric: str = "loss",
     *,
+    costs: Sequence[str] = ("params", "macs", "ms"),
+    stats: pd.DataFrame | None = None,
     lower_better: bool | None = None,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
 ) -> Chart:
     """Quality (mean, 95 % interval) against each cost; hollow where another cell is as cheap and certainly better.
 
-    Rows: cell, seed, metric, the costs; where they have <cost>_q1 and <cost>_q3, a bar joins them.
+    Rows: cell, seed, metric, the costs; where they have <cost>_q1 and <cost>_q3, a bar joins them. A cost that is a gap
+    is named below. `stats` is the `statistics.summary` of the rows.
     """
-    cells = statistics.summary(rows, metric).merge(cell_costs(rows, costs), on="cell")
+    rows = in_order(rows, order)
+    found = statistics.summary(rows, metric) if stats is None else stats
+    cells = found.merge(cell_costs(rows, costs), on="cell")
     lower_better = statistics.lower_is_better(metric, lower_better)
     leads = {cost: statistics.non_dominated(cells, cost, lower_better=lower_better) for cost in costs}
     figure = new_chart(_dominance_title(cells["cell"], leads))
-    styles = cell_styles(cells["cell"])
+    styles = cell_styles(cells["cell"], palette)
     for ax, cost in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs, strict=True):
         divisor, label = cost_axis(cells[cost])
         for row, leading in zip(cells.to_dict("records"), leads[cost], strict=True):
+            if np.isnan(row[cost]):
+                continue
             style = styles[row["cell"]]
             fill = style["color"] if leading else "white"
             interval(ax, row[cost] / divisor, row, centre="mean", **style, markerfacecolor=fill)
@@ -102,8 +129,16 @@ def pareto(
         ax.margins(x=0.15)
         short_ticks(ax.xaxis, 4)
     figure.axes[0].set_ylabel(metric_label(metric))
-    cells_legend(figure, styles, "hollow: another cell costs no more, and its interval is wholly better")
+    note = "hollow: another cell costs no more, and its interval is wholly better"
+    cells_legend(figure, styles, lines(note, *_cost_gaps(cells, costs), absent(cells["cell"], order)))
     return figure
+
+
+def _cost_gaps(cells: pd.DataFrame, costs: Sequence[str]) -> Iterator[str]:
+    for cost in costs:
+        gaps = [cell_name(cell) for cell in cells.loc[cells[cost].isna(), "cell"]]
+        if gaps:
+            yield f"{COSTS.get(cost, cost)} not measured: {', '.join(gaps)}"
 
 
 def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
@@ -118,24 +153,44 @@ def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
 
 
 @chart
-def learning_curves(curves: pd.DataFrame, ms_per_step: Mapping[str, float], metric: str = "loss") -> Chart:
+def learning_curves(
+    rows: pd.DataFrame,
+    ms_per_step: Mapping[str, float],
+    metric: str = "loss",
+    *,
+    stats: pd.DataFrame | None = None,
+    lower_better: bool | None = None,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+) -> Chart:
     """Loss against steps and against compute time: the mean of the seeds, and their range as a band.
 
-    Curves: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell.
+    Rows: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell, and a cell without one
+    stands among the steps alone. `stats` is what `statistics.paired_differences` found at the last step that all runs
+    have, and at the longest time that all reach, with a column equal: "steps" or "compute time".
     """
-    timed = statistics.with_seconds(curves, ms_per_step, metric)
-    step = _last_common_step(timed)
-    by_step = statistics.paired_differences(timed[timed["step"] == step], metric)
-    equal_time = statistics.at_equal_time(curves, ms_per_step, metric)
-    by_time, seconds = statistics.paired_differences(equal_time, metric), equal_time["seconds"].iloc[0]
+    rows = in_order(rows, order)
+    statistics.require_columns(rows, "cell", "seed", "step", metric)
+    is_timed = rows["cell"].map(dict(ms_per_step)).gt(0)
+    timed = statistics.with_seconds(
+        rows[is_timed] if rows.loc[is_timed, "cell"].nunique() > 1 else rows, ms_per_step, metric
+    )
+    equal_time, step = statistics.at_equal_time(timed, ms_per_step, metric), _last_common_step(rows)
+    seconds = equal_time["seconds"].max()
+    if stats is None:
+        compared = {"steps": rows[rows["step"] == step], "compute time": equal_time}
+        found = {equal: _differences(part, metric, lower_better) for equal, part in compared.items()}
+        stats = pd.concat([part.assign(equal=equal) for equal, part in found.items()], ignore_index=True)
+    statistics.require_columns(stats, "equal", "verdict", "n_seeds")
+    by_step, by_time = (stats[stats["equal"] == equal] for equal in ("steps", "compute time"))
     figure = new_chart(
         f"After {step:g} steps {_told_apart(by_step)} can be told apart, "
         f"after {seconds:.3g} s of compute {_told_apart(by_time)}"
     )
-    styles = cell_styles(timed["cell"])
+    styles = cell_styles(rows["cell"], palette)
     left, right = figure.subplots(1, 2, sharey=True)
     figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
-    _curves(left, timed, "step", metric, styles)
+    _curves(left, rows, "step", metric, styles)
     _curves(right, timed, "seconds", metric, styles)
     left.axvline(step, color="black", linestyle=":")
     right.axvline(seconds, color="black", linestyle=":")
@@ -143,13 +198,20 @@ def learning_curves(curves: pd.DataFrame, ms_per_step: Mapping[str, float], metr
     right.set_xlabel("compute time, s")
     short_ticks(left.yaxis, 7)
     left.minorticks_off()
-    cells_legend(figure, styles, f"mean and range of {span(by_step['n_seeds'])} seeds; dotted: compared there")
+    note = f"mean and range of {span(by_step['n_seeds'])} seeds; dotted: compared there"
+    untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
+    gap = f"time not measured: {untimed}" if untimed else ""
+    cells_legend(figure, styles, lines(note, gap, absent(rows["cell"], order)))
     return figure
 
 
-def _last_common_step(timed: pd.DataFrame) -> float:
-    runs = timed.groupby("step").size()
-    common = runs.index[runs == len(timed[["cell", "seed"]].drop_duplicates())]
+def _differences(rows: pd.DataFrame, metric: str, lower_better: bool | None) -> pd.DataFrame:
+    return statistics.paired_differences(rows, metric, lower_better=lower_better)
+
+
+def _last_common_step(rows: pd.DataFrame) -> float:
+    runs = rows.groupby("step").size()
+    common = runs.index[runs == len(rows[["cell", "seed"]].drop_duplicates())]
     require(len(common) > 0, f"the curves have no step in common; their steps are {list(runs.index)}")
     return common.max()
 
@@ -158,40 +220,52 @@ def _told_apart(differences: pd.DataFrame) -> str:
     return f"{len(decided(differences)) or 'none'} of {len(differences)} pairs"
 
 
-def _curves(ax: Axes, timed: pd.DataFrame, column: str, metric: str, styles: Mapping[str, Style]) -> None:
-    for cell, curve in timed.groupby("cell", sort=False):
+def _curves(ax: Axes, rows: pd.DataFrame, column: str, metric: str, styles: Mapping[str, Style]) -> None:
+    for cell, curve in rows.groupby("cell", sort=False):
         seeds = curve.groupby(column)[metric].agg(["mean", "min", "max"])
         ax.plot(seeds.index, seeds["mean"], markersize=5, **styles[cell])
         ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=styles[cell]["color"], alpha=0.2, linewidth=0)
 
 
 @chart
-def loss_by_quartile(rows: pd.DataFrame, baseline: str = "unet") -> Chart:
+def loss_by_quartile(
+    rows: pd.DataFrame,
+    *,
+    baseline: str = CONTROL,
+    stats: pd.DataFrame | None = None,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """Loss in each quartile of the timestep, as difference to a baseline in percent of its mean, with 95 % intervals.
 
     Rows: cell, seed, loss_q1 (least noise) to loss_q4. In percent, since the quartiles differ by orders of magnitude.
+    `stats` is what `statistics.quartile_differences` found in the rows. The baseline need not stand in `order`.
     """
-    found = statistics.quartile_differences(rows, baseline)
-    figure = new_chart(_quartile_title(found, baseline))
-    ax = figure.subplots()
+    rows = in_order(rows, None if order is None else [baseline, *order])
+    found = statistics.quartile_differences(rows, baseline) if stats is None else stats
+    found = found[found["first"].isin(rows["cell"])]
+    figure, own = titled_axes(_quartile_title(found, baseline), ax)
     cells = list(found["first"].unique())
-    styles = cell_styles([baseline, *cells])
+    styles = cell_styles([baseline, *cells], palette)
     for quartile, metric in enumerate(QUARTILES):
         seeds = statistics.seed_differences(rows, [(cell, baseline) for cell in cells], metric)
         for row in found[found["metric"] == metric].to_dict("records"):
             place = quartile + 0.75 * ((cells.index(row["first"]) + 0.5) / len(cells) - 0.5)
             dots = 100 * seeds.loc[seeds["first"] == row["first"], "difference"] / row["mean_second"]
             style = styles[row["first"]]
-            ax.scatter(np.full(len(dots), place + 0.05), dots, s=18, color=style["color"], alpha=0.6)
-            interval(ax, place - 0.02, in_percent(row), **style)
-    ax.axhline(0, color="black", linewidth=1)
-    means = found.drop_duplicates("metric")["mean_second"]
-    ax.set_xticks(range(4), [f"q{number}\n{mean:.2g}" for number, mean in enumerate(means, 1)])
-    ax.set_xlabel(f"quartile of the timestep, q1 = least noise; below, the loss of {cell_name(baseline)}")
-    ax.set_ylabel(f"held-out loss against {cell_name(baseline)}, %")
-    ax.grid(axis="x", visible=False)
+            own.scatter(np.full(len(dots), place + 0.05), dots, s=18, color=style["color"], alpha=0.6)
+            interval(own, place - 0.02, in_percent(row), **style)
+    own.axhline(0, color="black", linewidth=1)
+    means = found.drop_duplicates("metric").set_index("metric")["mean_second"]
+    names = [f"q{number}\n{means[metric]:.2g}" for number, metric in enumerate(QUARTILES, 1)]
+    own.set_xticks(range(len(QUARTILES)), names)
+    own.set_xlabel(f"quartile of the timestep, q1 = least noise; below, the loss of {cell_name(baseline)}")
+    own.set_ylabel(f"held-out loss against {cell_name(baseline)}, %")
+    own.grid(axis="x", visible=False)
     note = f"small: one seed of {span(found['n_seeds'])}; large: mean, 95 % interval"
-    cells_legend(figure, {cell: styles[cell] for cell in cells}, note)
+    note = lines(note, absent(rows["cell"], order))
+    cells_legend(figure, {cell: styles[cell] for cell in cells}, note, ax)
     return figure
 
 
@@ -201,23 +275,40 @@ def _quartile_title(found: pd.DataFrame, baseline: str) -> str:
         return f"{seeds} seeds cannot tell any cell from {cell_name(baseline)} in any quartile of the timestep"
     words = []
     for (verdict, cell), part in told.groupby(["verdict", "first"], sort=False):
-        quartiles = listed([metric.removeprefix("loss_") for metric in part["metric"]])
+        quartiles = listed([f"q{1 + QUARTILES.index(metric)}" for metric in part["metric"]])
         words.append(f"{cell_name(cell)} {'beats' if verdict == 'first better' else 'loses to'} it in {quartiles}")
     end = f"; {seeds} seeds cannot tell the rest" if len(told) < len(found) else f" ({seeds} seeds)"
     return f"Against {cell_name(baseline)}: {', '.join(words)}{end}"
 
 
 @chart
-def conclusions(found: pd.DataFrame, in_order: pd.DataFrame | None = None) -> Chart:
+def conclusions(
+    rows: pd.DataFrame,
+    metric: str = "loss",
+    *,
+    counts: Sequence[int] = (1, 3, 10),
+    promised: Sequence[str] = (),
+    stats: pd.DataFrame | None = None,
+    lower_better: bool | None = None,
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+) -> Chart:
     """What one would have concluded with 1, 3 and 10 seeds: a panel a number of seeds, coloured by the winner.
 
-    Rows: `statistics.conclusions_by_seeds`, and if wanted `statistics.order_in_single_seeds`.
+    Rows: cell, seed, metric. `stats` is what `statistics.conclusions_by_seeds` found in them. An order of cells that
+    was `promised`, best first, is counted in the single seeds.
     """
+    rows = in_order(rows, order)
+    found = (
+        statistics.conclusions_by_seeds(rows, counts, metric=metric, lower_better=lower_better)
+        if stats is None
+        else stats
+    )
     statistics.require_columns(found, "n_seeds", "group", "first", "second", "mean_second", "conclusion")
     figure = new_chart(_conclusion_title(found))
     counts = sorted(found["n_seeds"].unique())
     pairs = found[["first", "second"]].drop_duplicates()
-    styles = cell_styles(found[["second", "first"]].to_numpy().ravel())
+    styles = cell_styles(found[["second", "first"]].to_numpy().ravel(), palette)
     colours = {cell: {"color": style["color"], "marker": "o"} for cell, style in styles.items()}
     rows_of = {pair: place for place, pair in enumerate(pairs.itertuples(index=False, name=None))}
     axes = figure.subplots(1, len(counts), sharex=True, sharey=True, squeeze=False)[0]
@@ -230,9 +321,9 @@ def conclusions(found: pd.DataFrame, in_order: pd.DataFrame | None = None) -> Ch
         ax.set_title("1 seed" if count == 1 else f"{count} seeds")
         short_ticks(ax.xaxis, 3)
     axes[len(axes) // 2].set_xlabel("difference in % of the second")
-    cells_legend(
-        figure, colours, "colour: the winner; hollow: cannot tell; lines: 95 % intervals" + _order_text(in_order)
-    )
+    note = "colour: the winner; hollow: cannot tell; lines: 95 % intervals"
+    promise = _order_text(rows, promised, metric, lower_better) if promised else ""
+    cells_legend(figure, colours, lines(note, absent(rows["cell"], order), promise))
     return figure
 
 
@@ -257,10 +348,8 @@ def _conclusion_title(found: pd.DataFrame) -> str:
     )
 
 
-def _order_text(in_order: pd.DataFrame | None) -> str:
-    if in_order is None:
-        return ""
-    row = in_order.iloc[0]
-    order = " < ".join(map(cell_name, row["order"].split(", ")))
+def _order_text(rows: pd.DataFrame, promised: Sequence[str], metric: str, lower_better: bool | None) -> str:
+    row = statistics.order_in_single_seeds(rows, promised, metric, lower_better=lower_better).iloc[0]
     percents = f"{row['percent_in_order']:.0f} %, where chance alone gives {row['percent_by_chance']:.0f} %"
-    return f"\n{order}: in {row['n_in_order']} of {row['n_seeds']} single seeds, {percents}"
+    order = " < ".join(map(cell_name, promised))
+    return f"{order}: in {row['n_in_order']} of {row['n_seeds']} single seeds, {percents}"

@@ -7,13 +7,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_title
-from hae_lab.plots.base import PALETTE, VARIANT_COLOURS, VARIANT_NAMES, Chart, span
+from hae_lab.plots.base import PALETTE, has_blocks, legend_outside, listed, missing_note, ordered, span, variant_colours
 from hae_lab.plots.compute import RULE_COLOURS
+from hae_lab.presets import VARIANTS, variant_title
 from hae_lab.study import statistics
 from hae_lab.study.statistics import CANNOT_TELL
 
@@ -30,13 +32,42 @@ Style = dict[str, Any]
 
 def cell_name(cell: Any) -> str:
     """A variant by its name; a number without needless digits."""
-    return VARIANT_NAMES.get(cell, f"{cell:g}" if isinstance(cell, float) else str(cell))
+    return f"{cell:g}" if isinstance(cell, float) else variant_title(cell)
 
 
-def cell_styles(cells: Iterable[str]) -> dict[str, Style]:
+def in_order(rows: pd.DataFrame, order: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of the cells of `order`, cell by cell; by default of all cells, variants as they were registered first.
+
+    Raises `HAELabError` for rows without a column cell, and if none of their cells is in `order`.
+    """
+    statistics.require_columns(rows, "cell")
+    places = {cell: place for place, cell in enumerate(ordered(rows["cell"], order))}
+    cells = ", ".join(map(str, rows["cell"].unique())) or "none"
+    require(len(places) > 0, f"no cell to draw: order is {order}, the cells of the rows are {cells}")
+    return rows[rows["cell"].isin(places)].sort_values("cell", key=lambda cells: cells.map(places), kind="stable")
+
+
+def absent(cells: Iterable[str], order: Sequence[str] | None = None) -> str:
+    """A note that names the variants which rows of variants lack, or what they lack of an order; "" for nothing.
+
+    The control is a baseline and none of the versions: rows may do without.
+    """
+    cells = set(cells)
+    versions = [name for name in VARIANTS if has_blocks(name)]
+    of_variants = len(cells.intersection(versions)) > 1
+    return missing_note(order if order is not None else versions if of_variants else (), cells)
+
+
+def lines(*notes: str) -> str:
+    """Notes below one another, without those that are empty."""
+    return "\n".join(filter(None, notes))
+
+
+def cell_styles(cells: Iterable[str], palette: Mapping[str, str] | None = None) -> dict[str, Style]:
     """Colour and marker of each cell: a variant and a mask rule have their own colour, others take what is left."""
     cells = list(dict.fromkeys(cells))
-    own = {cell: colour for cell, colour in (VARIANT_COLOURS | RULE_COLOURS).items() if cell in cells}
+    known = variant_colours() | RULE_COLOURS | dict(palette or {})
+    own = {cell: known[cell] for cell in cells if cell in known}
     spare = cycle([colour for colour in PALETTE if colour not in own.values()] or PALETTE)
     markers = cycle("osD^vXP*<>")
     return {cell: {"color": own.get(cell) or next(spare), "marker": next(markers)} for cell in cells}
@@ -71,11 +102,6 @@ def in_percent(row: Row) -> Row:
 
 
 # words
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def others(count: int, noun: str) -> str:
@@ -149,17 +175,19 @@ def pair_rows(ax: Axes, pairs: pd.DataFrame) -> None:
     ax.axvline(0, color="black", linewidth=1)
 
 
-def seeds_legend(figure: Chart, note: str = "", seed_colour: str = SEED) -> None:
+def seeds_legend(figure: Figure, note: str = "", seed_colour: str = SEED, ax: Axes | None = None) -> None:
+    """What the small and the large marks are; inside the user's `ax`, if there is one."""
     dot = Line2D([], [], color=seed_colour, marker="o", linestyle="", label="one seed")
     bar = Line2D([], [], color=MEAN, marker="D", linewidth=2, label="mean, 95 % interval")
-    _legend(figure, [dot, bar], note)
+    _legend(figure, [dot, bar], note, ax)
 
 
-def cells_legend(figure: Chart, styles: Mapping[str, Style], note: str) -> None:
+def cells_legend(figure: Figure, styles: Mapping[str, Style], note: str, ax: Axes | None = None) -> None:
+    """The mark of each cell; inside the user's `ax`, if there is one."""
     marks = [Line2D([], [], linestyle="", label=cell_name(cell), **style) for cell, style in styles.items()]
-    _legend(figure, marks, note)
+    _legend(figure, marks, note, ax)
 
 
-def _legend(figure: Chart, marks: list[Line2D], note: str) -> None:
-    options = {"loc": "outside lower center", "frameon": False, "title_fontsize": 11, "alignment": "center"}
-    figure.legend(handles=marks, ncols=min(4, len(marks)), title=note, **options)
+def _legend(figure: Figure, marks: list[Line2D], note: str, ax: Axes | None) -> None:
+    options = {"title_fontsize": 11, "alignment": "center", "ncols": min(4, len(marks))}
+    legend_outside(figure, ax, "lower center", handles=marks, title=note, **options)

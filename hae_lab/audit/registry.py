@@ -1,0 +1,134 @@
+"""The registry: what makes each table of data/ and draws each figure of figures/.
+
+A table is a function without arguments that returns rows; a figure is a function of the tables that it draws, as they
+are read from their files.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from hae_lab import plots
+from hae_lab.audit import claims, compute_tables, parameter_tables, quality_tables
+from hae_lab.audit.measured import Measured
+from hae_lab.diffusion.data import phantoms
+from hae_lab.explorer import MaskExplorerModel
+from hae_lab.masks import TokenGrid
+from hae_lab.presets import DOCUMENT, VARIANTS
+from hae_lab.profilers import anatomy, counters
+from hae_lab.profilers.reach import visibility
+from hae_lab.rules import RULES
+
+
+def visibility_rows() -> pd.DataFrame:
+    """What pixels see under every rule, on the maps that the presets have and the one above."""
+    grids = [TokenGrid(side, side) for side in (4, 8, 16, 32, 64, 128)]
+    rows = [visibility(grid, rule).assign(dropped=_patches(grid.dropped)) for grid in grids for rule in RULES]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _patches(sizes: tuple[int, ...]) -> str:
+    """Patch sizes as text that no reader takes for a number: "4 x 4 and 8 x 8"."""
+    return " and ".join(f"{size} x {size}" for size in sizes)
+
+
+TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "parameters": parameter_tables.module_rows,
+    "parameter_parts": parameter_tables.part_rows,
+    "parameter_table": parameter_tables.parameter_table,
+    "published_counts": parameter_tables.published_counts,
+    "block_coefficients": parameter_tables.block_coefficients,
+    "feasibility": parameter_tables.feasibility,
+    "slot_waterfall": parameter_tables.slot_waterfall,
+    "impossibility": parameter_tables.impossibility,
+    "what_it_would_take": parameter_tables.what_it_would_take,
+    "architecture": anatomy.unet_table,
+    "hybrid_blocks": partial(anatomy.hybrid_family, level=2),  # the 32 x 32 map
+    "macs_by_part": compute_tables.part_rows,
+    "macs_by_level": compute_tables.level_rows,
+    "macs_by_rule": compute_tables.rule_rows,
+    "macs_per_sample": compute_tables.sampling_rows,
+    "paper_formula": compute_tables.paper_formula,
+    "visibility": visibility_rows,
+    "counters": lambda: counters.counters(counters.counter_configs(("tiny",))),
+    "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
+    "quality_differences": lambda: quality_tables.quality_differences(Measured()),
+    "quality_order": lambda: quality_tables.quality_order(Measured()),
+    "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
+    "sample_floor": lambda: quality_tables.sample_floor(Measured().samples),
+    "claims": lambda: claims.claims(Measured()),
+}
+
+
+def mask_rules_figure() -> plots.Chart:
+    """Every rule's matrix, and what pixel (5, 7) of a 32 x 32 phantom sees."""
+    states = [MaskExplorerModel(rule=rule, side=32, query=5 * 32 + 7) for rule in RULES]
+    image = phantoms(1, size=32, seed=3).images[0, 0].numpy()
+    return plots.mask_rules([state.view() for state in states], [state.matrix() for state in states], image)
+
+
+def draw_pareto(rows: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
+    """Loss against parameters, MACs and the time of a training step."""
+    return plots.pareto(rows.assign(ms=rows["cell"].map(quality_tables.ms_per_step(training))))
+
+
+def draw_learning_curves(curves: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
+    """Loss by steps and by seconds of the benchmark's computer."""
+    return plots.learning_curves(curves, quality_tables.ms_per_step(training))
+
+
+def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
+    """What 1, 3 and 10 seeds would have made us conclude."""
+    return plots.conclusions(rows[rows["cell"].isin(DOCUMENT)], promised=DOCUMENT)
+
+
+@dataclass(frozen=True)
+class FigureSource:
+    """What draws a figure, and the tables that go into it; `vector` figures are written as SVG too."""
+
+    draw: Callable[..., plots.Chart]
+    tables: tuple[str, ...]
+    vector: bool = False
+
+
+FIGURES: dict[str, FigureSource] = {
+    "parameter_table": FigureSource(plots.parameter_table, ("parameter_table",)),
+    "published_counts": FigureSource(plots.published_counts, ("published_counts",)),
+    "where_parameters_sit": FigureSource(plots.where_parameters_sit, ("parameter_parts",)),
+    "feasibility": FigureSource(plots.feasibility, ("feasibility",)),
+    "slot_waterfall": FigureSource(plots.slot_waterfall, ("slot_waterfall",)),
+    "what_it_would_take": FigureSource(plots.what_it_would_take, ("what_it_would_take",)),
+    "hybrid_blocks": FigureSource(plots.hybrid_blocks, ("hybrid_blocks",), vector=True),
+    "macs_by_part": FigureSource(plots.macs_by_part, ("macs_by_part",)),
+    "macs_by_level": FigureSource(plots.macs_by_level, ("macs_by_level",)),
+    "mask_rules": FigureSource(mask_rules_figure, ()),
+    "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
+    "attention_speed_up": FigureSource(plots.attention_speed_up, ("bench_attention_cpu",)),
+    "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
+    "quality_forest": FigureSource(plots.forest, ("study_variants",)),
+    "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
+    "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
+    "learning_curves": FigureSource(draw_learning_curves, ("study_variants_curves", "bench_training_cpu")),
+    "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
+    "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",)),
+    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
+    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
+    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
+    "how_many_seeds": FigureSource(draw_conclusions, ("study_variants",)),
+}
+
+
+def figures() -> dict[str, FigureSource]:
+    """Every figure: `FIGURES`, and a picture of the U-Net of each variant that is registered now."""
+    unets = {
+        f"unet_{variant}": FigureSource(partial(plots.unet, variant=variant), ("architecture",), vector=True)
+        for variant in VARIANTS
+    }
+    return FIGURES | unets
+
+
+def names() -> tuple[str, ...]:
+    """What `reproduce` can make, tables first; a table and a figure may share a name."""
+    return tuple(dict.fromkeys([*TABLES, *figures()]))
