@@ -150,11 +150,11 @@ def measured(
     return shown, missing_note(ordered(wanted), shown)
 
 
-def missing_note(wanted: Iterable[str], shown: Iterable[str]) -> str:
+def missing_note(wanted: Iterable[str], shown: Iterable[str], state: str = "not measured") -> str:
     """Names what is wanted and not shown, or "" if there is nothing to name."""
     shown = list(shown)
     gaps = [variant_title(name) for name in wanted if name not in shown]
-    return f"not measured: {', '.join(gaps)}" if gaps else ""
+    return f"{state}: {', '.join(gaps)}" if gaps else ""
 
 
 def _listed_or_none(names: pd.Series) -> str:
@@ -234,6 +234,15 @@ def listed(names: Sequence[str]) -> str:
 
 def count_word(count: int) -> str:
     return COUNT_WORDS[count] if count < len(COUNT_WORDS) else str(count)
+
+
+def short(count: int, digits: int = 2, space: str = "") -> str:
+    """A count in thousands or millions with that many digits, or all those before the point: 7478016 -> "7.5M"."""
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.{max(0, digits - len(str(int(value))))}f}{space}{unit}"
+    return str(count)
 
 
 def span(values: pd.Series) -> str:
