@@ -97,12 +97,13 @@ def titled_axes(title: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
 
 
 def legend_outside(figure: Figure, ax: Axes | None, place: str, **options: Any) -> None:
-    """A legend beside or below the axes of our own figure; inside the user's `ax`, whose layout we do not know."""
-    options |= {"frameon": ax is not None}
+    """A legend at the "right center" or "lower center" of our own figure, or of the user's axes `ax`."""
     if ax is None:
-        figure.legend(loc=f"outside {place}", **options)
-    else:
-        ax.legend(loc="best", **options)
+        figure.legend(loc=f"outside {place}", frameon=False, **options)
+    elif place == "right center":
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, **options)
+    else:  # below the labels of the x axis: the pad is in font sizes
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, frameon=False, **options)
 
 
 # variants
