@@ -1,438 +1,333 @@
 """Pictures of the models themselves: the U-Net with its blocks, and hybrid blocks side by side.
 
-Everything that is written in them comes from the rows of `profilers.architecture`. One unit of the axes is one inch.
+Everything that is written in them comes from the rows of `profilers.anatomy`. One unit of the axes is one inch.
 """
 
+import re
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.path import Path
 
-from hae_lab.plots.base import Chart, chart, new_chart, variant_colour
-from hae_lab.presets import variant_title
+from hae_lab.checks import require_name
+from hae_lab.plots.base import (
+    Chart,
+    chart,
+    has_blocks,
+    listed,
+    missing_note,
+    new_chart,
+    ordered,
+    short,
+    variant_colours,
+)
+from hae_lab.presets import VARIANTS, variant_title
 
 SMALL = 11  # points, the smallest writing
+LETTER, LINE_HEIGHT, PAD, INDENT = 0.0865, 0.2, 0.05, 0.08  # of small writing, and around it in a box
 INK, LINE = "#222222", "#555555"
 NO_BREAK = "\N{NO-BREAK SPACE}"
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, bottom, width, height
-Places = dict[str, Point]  # path of a block -> its centre
-Lanes = dict[tuple[str, int], pd.DataFrame]  # (encoder, middle or decoder; level) -> its blocks
-
-# the U-Net: letter, colour and meaning of each kind of block; a hybrid block has the colour of its variant
-KINDS = {
-    "stem": ("in", "white", ""), "residual": ("R", "#dcdcdc", "residual block"),
-    "attention": ("A", "#a8a8a8", "attention block"), "hybrid": ("H", "", "hybrid block"),
-    "downsample": ("↓", "white", "halve the map"), "upsample": ("↑", "white", "double the map"),
-    "out": ("out", "white", ""),
-}  # fmt: skip
-BOX_WIDTH, BOX_HEIGHT = 0.46, 0.5
-STEP = 0.52  # from box to box
-MARGIN, CENTRE = 1.0, 2.1  # left and right of the boxes; between encoder and decoder
-EDGE = 0.14  # outermost writing
-HEAD, FOOT = 0.35, 1.1  # names of the sides; legend
-SKIP_FROM, SKIP_STEP = 0.12, 0.09  # lowest skip line above the boxes, and from line to line
-FLOW = 0.14  # from the boxes to the line that leads to the next level
+Lines = list[tuple[str, str | None]]  # what stands at the left and at the right of a line; None centres the left
 
 
-@chart
-def unet(rows: pd.DataFrame, variant: str | None = None) -> Chart:
-    """The U-Net as a U, a box a block, its parameters in it; hybrid blocks in the variant's colour.
+class Box(NamedTuple):
+    """Where a box stands; x and y are its centre."""
 
-    Rows: `profilers.architecture.unet_rows`, or those of one `variant` out of `unet_table`.
-    """
-    rows = rows if variant is None else rows[rows["variant"] == variant]
-    lanes = _lanes(rows)
-    figure = new_chart(_unet_title(rows), _unet_size(lanes))
-    ax = _canvas(figure)
-    places = _unet_places(lanes, ax.get_xlim()[1], ax.get_ylim()[1])
-    colour = variant_colour(rows["variant"].iloc[0])
-    for row in rows[rows["section"] != "embedding"].itertuples():
-        letter, face, _ = KINDS[row.kind]
-        _block(ax, places[row.path], letter, short(row.params), face or colour)
-    _flow(ax, lanes, places)
-    _skips(ax, rows, places)
-    _heads(ax, rows)
-    _level_texts(ax, lanes, places)
-    _unet_legend(ax, rows, colour)
-    return figure
+    left: float
+    right: float
+    bottom: float
+    top: float
+    x: float
+    y: float
 
 
-def short(count: int, digits: int = 2, space: str = "") -> str:
-    """A count in thousands or millions with that many digits, or all those before the point: 7478016 -> "7.5M"."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if count >= 0.9995 * size:
-            value = count / size
-            return f"{value:.{max(0, digits - len(str(int(value))))}f}{space}{unit}"
-    return str(count)
+def _place(left: float, top: float, width: float, height: float) -> Box:
+    return Box(left, left + width, top - height, top, left + width / 2, top - height / 2)
+
+
+def _height(lines: Lines) -> float:
+    return LINE_HEIGHT * len(lines) + 2 * PAD
+
+
+def _draw(ax: Axes, box: Box, lines: Lines, face: Any, edge: str = INK, width: float = 1, bold: bool = True) -> Box:
+    """Lines of writing, the first of them bold, in the middle of a frame."""
+    style = {"facecolor": face, "edgecolor": edge, "linewidth": width, "zorder": 2}
+    ax.add_patch(Rectangle((box.left, box.bottom), box.right - box.left, box.top - box.bottom, **style))
+    dark = sum(share * part for share, part in zip((0.3, 0.59, 0.11), to_rgb(face), strict=True)) < 0.4
+    ink = {"color": "white" if dark else INK, "zorder": 3}
+    for index, (text, beside) in enumerate(lines):
+        y = box.y + LINE_HEIGHT * ((len(lines) - 1) / 2 - index)
+        x, align = (box.x, "center") if beside is None else (box.left + INDENT, "left")
+        _write(ax, x, y, text, align, fontweight="bold" if bold and index == 0 else "normal", **ink)
+        _write(ax, box.right - INDENT, y, beside or "", "right", **ink)
+    return box
+
+
+def _write(ax: Axes, x: float, y: float, text: str, align: str = "center", **style: Any) -> None:
+    ax.text(x, y, text, ha=align, va="center", **{"fontsize": SMALL} | style)
+
+
+def _arrow(ax: Axes, *points: tuple[float, float], colour: str = INK, width: float = 1.5) -> None:
+    """A bent line with its head at the last point."""
+    style = {"arrowstyle": "-|>", "mutation_scale": 9 + 2 * width, "shrinkA": 0, "shrinkB": 0, "joinstyle": "miter"}
+    ax.add_patch(FancyArrowPatch(path=Path(points), color=colour, linewidth=width, zorder=1, **style))
+
+
+def _detour(x: float, y: float, turn: float, target: Box) -> list[tuple[float, float]]:
+    """From a point sideways, along x = `turn`, and into the near side of a box."""
+    return [(x, y), (turn, y), (turn, target.y), (target.left if turn < target.left else target.right, target.y)]
+
+
+def _canvas(title: str, width: float, height: float) -> tuple[Chart, Axes]:
+    """A 4:3 page with room for so much below a title of two lines; the origin of the axes is at the lower left."""
+    width = max(8.0, width, (height + 0.72) * 4 / 3)
+    figure = new_chart(title, (width, width * 3 / 4))
+    figure.set_layout_engine("none")
+    height = width * 3 / 4 - 0.46 - 0.26 * figure.get_suptitle().count("\n")
+    ax = figure.add_axes((0, 0, 1, height / (width * 3 / 4)), xlim=(0, width), ylim=(0, height))
+    ax.set_axis_off()
+    return figure, ax
 
 
 def _words(count: int) -> str:
     return short(count, 3, NO_BREAK)
 
 
-def _unet_title(rows: pd.DataFrame) -> str:
-    variant, total = rows["variant"].iloc[0], _words(rows["params"].sum())
-    hybrid = rows[rows["kind"] == "hybrid"]
-    if hybrid.empty:
-        share = rows.loc[rows["section"] == "decoder", "share_percent"].sum()
-        return f"{_name(variant)}: no hybrid block; the decoder holds {share:.0f} % of {total} parameters"
-    blocks = "hybrid block holds" if len(hybrid) == 1 else "hybrid blocks hold"
-    return f"{_name(variant)}: {len(hybrid)} {blocks} {hybrid['share_percent'].sum():.0f} % of {total} parameters"
+# the U-Net: letter, colour and meaning of each kind of block; a hybrid block has the colour of its variant
+
+KINDS = {
+    "stem": ("in", "white", ""), "residual": ("R", "#dcdcdc", "residual block"),
+    "attention": ("A", "#a8a8a8", "attention block"), "hybrid": ("H", "", "hybrid block"),
+    "downsample": ("↓", "white", "halve the map"), "upsample": ("↑", "white", "double the map"),
+    "out": ("out", "white", ""),
+}  # fmt: skip
+BLOCK, STEP = (0.46, 0.5), 0.52  # width and height of a block, and from block to block
+MARGIN, CENTRE, EDGE = 1.0, 2.1, 0.14  # beside the blocks; between encoder and decoder; outermost writing
+HEAD, FOOT = 0.35, 1.1  # names of the sides; legend
+SKIP_FROM, SKIP_STEP, FLOW = 0.12, 0.09, 0.14  # lines above the boxes, the lowest and from line to line; below them
+Lanes = dict[tuple[str, int], list[dict[str, Any]]]  # (encoder, middle or decoder; level) -> its blocks
 
 
-def _name(variant: str) -> str:
-    return variant_title(variant)
+@chart
+def unet(rows: pd.DataFrame, *, variant: str | None = None, palette: Mapping[str, str] | None = None) -> Chart:
+    """The U-Net as a U, a box a block, its parameters in it; hybrid blocks in the variant's colour.
 
-
-def _canvas(figure: Chart) -> Axes:
-    """Axes below the title, one unit an inch, the origin at the lower left."""
-    figure.set_layout_engine("none")
-    width, height = figure.get_size_inches()
-    below_title = height - 0.2 - 0.26 * len(figure.get_suptitle().split("\n"))
-    ax = figure.add_axes((0, 0, 1, below_title / height))
-    ax.set(xlim=(0, width), ylim=(0, below_title))
-    ax.set_axis_off()
-    return ax
-
-
-def _lanes(rows: pd.DataFrame) -> Lanes:
-    """The blocks of each side and level; the way out stands at the end of the decoder."""
-    body = rows[rows["section"] != "embedding"]
-    return dict(list(body.groupby([body["section"].replace("out", "decoder"), "level"], sort=False)))
-
-
-def _longest(lanes: Lanes, side: str) -> int:
-    return max(len(lane) for (lane_side, _), lane in lanes.items() if lane_side == side)
-
-
-def _lane_heights(lanes: Lanes) -> tuple[float, float]:
-    """What a lane needs above and below the centre of its boxes."""
-    skips = max((lane["skip_from"] != "").sum() for lane in lanes.values())
-    return BOX_HEIGHT / 2 + SKIP_FROM + SKIP_STEP * (skips - 1), BOX_HEIGHT / 2 + FLOW
-
-
-def _unet_size(lanes: Lanes) -> tuple[float, float]:
-    """4:3, wide enough for the longest lanes and high enough for all levels and their skips."""
-    levels = 1 + max(level for _, level in lanes)
-    width = 2 * MARGIN + CENTRE + STEP * (_longest(lanes, "encoder") + _longest(lanes, "decoder"))
-    height = 0.46 + HEAD + FOOT + levels * (sum(_lane_heights(lanes)) + FLOW)
-    width = max(8.0, width, height * 4 / 3)
-    return width, width * 3 / 4
-
-
-def _unet_places(lanes: Lanes, width: float, height: float) -> Places:
-    """The centre of each block: encoder at the left, decoder at the right, the middle between them at the bottom."""
-    bottom = max(level for _, level in lanes)
-    pitch = (height - HEAD - FOOT) / (bottom + 1)
-    above, below = _lane_heights(lanes)
-    lengths = {key: STEP * len(lane) for key, lane in lanes.items()}
-    gap = width - 2 * MARGIN - sum(lengths[side, bottom] for side in ("encoder", "middle", "decoder"))
-    places = {}
-    for (side, level), lane in lanes.items():
-        right = width - MARGIN - lengths[side, level]
-        left = {"encoder": MARGIN, "middle": MARGIN + lengths["encoder", bottom] + gap / 2, "decoder": right}[side]
-        y = height - HEAD - pitch * (level + 0.5) - (above - below) / 2
-        places |= {path: (left + STEP * (index + 0.5), y) for index, path in enumerate(lane["path"])}
-    return places
-
-
-def _block(ax: Axes, place: Point, letter: str, params: str, face: str) -> None:
-    x, y = place
-    corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
-    ax.add_patch(Rectangle(corner, BOX_WIDTH, BOX_HEIGHT, facecolor=face, edgecolor=INK, linewidth=1, zorder=2))
-    ink = _ink_on(face)
-    ax.text(x, y + 0.11, letter, ha="center", va="center", fontsize=13, fontweight="bold", color=ink, zorder=3)
-    ax.text(x, y - 0.13, params, ha="center", va="center", fontsize=SMALL, color=ink, zorder=3)
-
-
-def _ink_on(face: str) -> str:
-    """Dark or white, whichever is easier to read on a colour."""
-    linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04 else c / 12.92 for c in to_rgb(face)]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return INK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
-
-
-def _arrow(ax: Axes, points: list[Point], colour: str = INK, width: float = 1.5) -> None:
-    """A bent line with its head at the last point."""
-    style = {"arrowstyle": "-|>", "mutation_scale": 9 + 2 * width, "shrinkA": 0, "shrinkB": 0, "joinstyle": "miter"}
-    ax.add_patch(FancyArrowPatch(path=Path(points), color=colour, linewidth=width, zorder=1, **style))
-
-
-def _flow(ax: Axes, lanes: Lanes, places: Places) -> None:
-    """From block to block, lane by lane, in the order of the forward pass."""
-    ends = [(side, places[lane["path"].iloc[0]], places[lane["path"].iloc[-1]]) for (side, _), lane in lanes.items()]
-    for _, (first, y), (last, _) in ends:
-        ax.plot([first, last], [y, y], color=INK, linewidth=1.5, zorder=1)
-    half, low = BOX_WIDTH / 2, BOX_HEIGHT / 2
-    for (side, _, (x, y)), (next_side, (to_x, to_y), _) in pairwise(ends):
-        if side == next_side == "encoder":
-            turn, left = y - low - FLOW, to_x - half - FLOW
-            points = [(x, y - low), (x, turn), (left, turn), (left, to_y), (to_x - half, to_y)]
-        elif side == next_side == "decoder":
-            turn, right = to_y - low - FLOW, x + half + FLOW
-            points = [(x + half, y), (right, y), (right, turn), (to_x, turn), (to_x, to_y - low)]
-        else:
-            points = [(x + half, y), (to_x - half, to_y)]
-        _arrow(ax, points)
-
-
-def _skips(ax: Axes, rows: pd.DataFrame, places: Places) -> None:
-    """From each output of the encoder to the decoder's block that takes it, nested above the boxes."""
-    joins = rows[rows["skip_from"] != ""]
-    joins = joins.assign(nested=joins.groupby("level").cumcount())
+    Rows: `profilers.anatomy.unet_rows`, or those of one `variant` out of `unet_table`.
+    """
+    if variant is not None:
+        require_name("variant", variant, rows["variant"].unique())
+        rows = rows[rows["variant"] == variant]
+    name, body = rows["variant"].iloc[0], rows[rows["section"] != "embedding"]
+    sides = body["section"].replace("out", "decoder")  # the way out stands at the end of the decoder
+    lanes = {key: lane.to_dict("records") for key, lane in body.groupby([sides, "level"], sort=False)}
+    joins = body[body["skip_from"] != ""]
+    joins = joins.assign(rise=SKIP_FROM + SKIP_STEP * joins.groupby("level").cumcount())
+    longest = [max(len(lane) for (side, _), lane in lanes.items() if side == half) for half in ("encoder", "decoder")]
+    height = HEAD + FOOT + body["level"].nunique() * (joins["rise"].max() + BLOCK[1] + 2 * FLOW)
+    figure, ax = _canvas(_unet_title(rows), 2 * MARGIN + CENTRE + STEP * sum(longest), height)
+    colours = {kind: face or variant_colours([name], palette)[name] for kind, (_, face, _) in KINDS.items()}
+    boxes = _unet_boxes(ax, lanes, joins["rise"].max() - FLOW, colours)
+    _flow(ax, [(side, boxes[lane[0]["path"]], boxes[lane[-1]["path"]]) for (side, _), lane in lanes.items()])
     for join in joins.itertuples():
-        (x, y), (to_x, to_y) = places[join.skip_from], places[join.path]
-        turn = y + BOX_HEIGHT / 2 + SKIP_FROM + SKIP_STEP * join.nested
-        _arrow(ax, [(x, y + BOX_HEIGHT / 2), (x, turn), (to_x, turn), (to_x, to_y + BOX_HEIGHT / 2)], LINE, 1.0)
+        start, end, y = boxes[join.skip_from], boxes[join.path], boxes[join.path].top + join.rise
+        _arrow(ax, (start.x, start.top), (start.x, y), (end.x, y), (end.x, end.top), colour=LINE, width=1)
+    _unet_texts(ax, rows, lanes, boxes, STEP * (longest[0] - longest[1]))
+    known = [kind for kind, (_, _, meaning) in KINDS.items() if meaning and (body["kind"] == kind).any()]
+    patches = [Patch(facecolor=colours[kind], edgecolor=INK, label="{0}: {2}".format(*KINDS[kind])) for kind in known]
+    skip = Line2D([], [], color=LINE, marker="v", label="skip: joins the input")
+    ax.legend(handles=[*patches, skip], loc="lower center", ncols=3, frameon=False)
+    return figure
 
 
-def _heads(ax: Axes, rows: pd.DataFrame) -> None:
-    """Parameters of the sides and, between them, of the embedding."""
+def _unet_title(rows: pd.DataFrame) -> str:
+    title, total, hybrid = variant_title(rows["variant"].iloc[0]), rows["params"].sum(), rows["kind"] == "hybrid"
+    blocks = f"{hybrid.sum()} hybrid block{' holds' if hybrid.sum() == 1 else 's hold'}"
+    who = blocks if hybrid.any() else "no hybrid block; the decoder holds"
+    share = 100 * rows.loc[hybrid if hybrid.any() else rows["section"] == "decoder", "params"].sum() / total
+    return f"{title}: {who} {share:.0f} % of {_words(total)} parameters"
+
+
+def _unet_boxes(ax: Axes, lanes: Lanes, lift: float, colours: Mapping[str, str]) -> dict[str, Box]:
+    """Draw a box a block: encoder at the left, decoder at the right, the middle between them at the bottom."""
     (_, width), (_, height) = ax.get_xlim(), ax.get_ylim()
-    params = rows.groupby("section")["params"].sum()
-    y = height - 0.15
-    for side, x, align in (("encoder", EDGE, "left"), ("decoder", width - EDGE, "right")):
-        ax.text(x, y, f"{side}: {_words(params[side])} parameters", ha=align, va="center", fontsize=13)
-    inputs = "t and class" if rows["path"].eq("class_emb").any() else "t"
-    text = f"embedding of {inputs}: {_words(params['embedding'])}"
-    ax.text(width / 2, y, text, ha="center", va="center", fontsize=SMALL)
-
-
-def _level_texts(ax: Axes, lanes: Lanes, places: Places) -> None:
-    """Parameters of each side at a level in the margins, shape of the level's maps between them."""
-    bottom, width = max(level for _, level in lanes), ax.get_xlim()[1]
-    middle = sum(places[path][0] for path in lanes["middle", bottom]["path"].iloc[[0, -1]]) / 2
-    # between the longest lanes, so that all shapes stand in one column
-    centre = (width + STEP * (_longest(lanes, "encoder") - _longest(lanes, "decoder"))) / 2
+    bottom = max(level for _, level in lanes)
+    lengths = {key: STEP * len(lane) for key, lane in lanes.items()}
+    middle = (width + lengths["encoder", bottom] - lengths["decoder", bottom] - lengths["middle", bottom]) / 2
+    pitch, boxes = (height - HEAD - FOOT) / (bottom + 1), {}
     for (side, level), lane in lanes.items():
-        inside, y = lane[lane["section"] != "out"], places[lane["path"].iloc[0]][1]
-        own, shape = _words(inside["params"].sum()), _level_shape(lanes, side, level)
-        if side == "middle":
-            y -= BOX_HEIGHT / 2 + 0.26
-            ax.text(middle, y, f"middle: {own}\n" + ", ".join(shape), ha="center", va="center", fontsize=12)
-            continue
-        x, align = (EDGE, "left") if side == "encoder" else (width - EDGE, "right")
-        ax.text(x, y, own, ha=align, va="center", fontsize=SMALL)
-        if side == "decoder" and level < bottom:
-            ax.text(centre, y, "\n".join(shape), ha="center", va="center", fontsize=12)
+        left = {"encoder": MARGIN, "middle": middle}.get(side, width - MARGIN - lengths[side, level])
+        top = height - HEAD - pitch * (level + 0.5) + (BLOCK[1] - lift) / 2
+        for index, block in enumerate(lane):
+            texts = [(KINDS[block["kind"]][0], None), (short(block["params"]), None)]
+            place = _place(left + STEP * index + (STEP - BLOCK[0]) / 2, top, *BLOCK)
+            boxes[block["path"]] = _draw(ax, place, texts, colours[block["kind"]])
+    return boxes
 
 
-def _level_shape(lanes: Lanes, side: str, level: int) -> tuple[str, str]:
-    """Channels and pixels of a level's maps; with the image's channels where it comes in and goes out."""
-    last = lanes[side, level].query("section != 'out'").iloc[-1]
-    channels = f"{last['channels_out']}"
-    if level == 0:
-        image, out = lanes["encoder", 0]["channels_in"].iloc[0], lanes["decoder", 0]["channels_out"].iloc[-1]
-        channels = f"{image} → {channels} → {out}"
-    return f"{channels} channels", f"{last['size_out']} × {last['size_out']}"
-
-
-def _unet_legend(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
-    """What the letters and lines mean, in three columns; kinds of blocks that the model lacks are left out."""
-    kinds = [kind for kind in KINDS if (rows["kind"] == kind).any()]
-    entries = [KINDS[kind] for kind in kinds if KINDS[kind][2]] + [("", "", "skip: joins the input")]
-    column = (ax.get_xlim()[1] - EDGE) / 3
-    for index, (letter, face, meaning) in enumerate(entries):
-        x, y = EDGE + 0.15 + column * (index % 3), FOOT - 0.52 - 0.34 * (index // 3)
-        if letter:
-            corner = (x - 0.15, y - 0.14)
-            ax.add_patch(Rectangle(corner, 0.3, 0.28, facecolor=face or colour, edgecolor=INK))
-            ink = _ink_on(face or colour)
-            ax.text(x, y, letter, ha="center", va="center", color=ink, fontsize=12, fontweight="bold")
+def _flow(ax: Axes, ends: Sequence[tuple[str, Box, Box]]) -> None:
+    """From block to block, lane by lane (side, first and last block), in the order of the forward pass."""
+    for _, first, last in ends:
+        ax.plot([first.x, last.x], [first.y, last.y], color=INK, linewidth=1.5, zorder=1)
+    for (side, _, last), (next_side, first, _) in pairwise(ends):
+        if side != next_side:
+            _arrow(ax, (last.right, last.y), (first.left, first.y))
+        elif side == "encoder":
+            way = _detour(last.x, last.bottom - FLOW, first.left - FLOW, first)
+            _arrow(ax, (last.x, last.bottom), *way)
         else:
-            _arrow(ax, [(x - 0.15, y + 0.08), (x + 0.08, y + 0.08), (x + 0.08, y - 0.12)], LINE, 1.0)
-        ax.text(x + 0.25, y, meaning, va="center", fontsize=SMALL)
+            way = _detour(first.x, first.bottom - FLOW, last.right + FLOW, last)
+            _arrow(ax, *way[::-1], (first.x, first.bottom))
+
+
+def _unet_texts(ax: Axes, rows: pd.DataFrame, lanes: Lanes, boxes: Mapping[str, Box], shift: float) -> None:
+    """Parameters of the sides, of each level in the margins, and the shape of its maps between them."""
+    (_, width), (_, height) = ax.get_xlim(), ax.get_ylim()
+    params, margins = (
+        rows.groupby("section")["params"].sum(),
+        {"encoder": (EDGE, "left"), "decoder": (width - EDGE, "right")},
+    )
+    for side, (x, align) in margins.items():
+        _write(ax, x, height - 0.15, f"{side}: {_words(params[side])} parameters", align, fontsize=13)
+    inputs = "t and class" if rows["path"].eq("class_emb").any() else "t"
+    _write(ax, width / 2, height - 0.15, f"embedding of {inputs}: {_words(params['embedding'])}")
+    for (side, level), lane in lanes.items():
+        inside = [block for block in lane if block["section"] != "out"]
+        own, first, last = (
+            _words(sum(block["params"] for block in inside)),
+            boxes[lane[0]["path"]],
+            boxes[lane[-1]["path"]],
+        )
+        channels, size = [inside[-1]["channels_out"]], inside[-1]["size_out"]
+        if level == 0:  # where the image comes in and goes out
+            channels = [lanes["encoder", 0][0]["channels_in"], *channels, lanes["decoder", 0][-1]["channels_out"]]
+        shape = f"{' → '.join(map(str, channels))} channels", f"{size} × {size}"
+        if side == "middle":
+            _write(ax, (first.x + last.x) / 2, first.bottom - 0.26, f"middle: {own}\n{', '.join(shape)}", fontsize=12)
+        else:
+            _write(ax, margins[side][0], first.y, own, margins[side][1])
+        if side == "decoder" and ("middle", level) not in lanes:  # between the longest lanes: in one column
+            _write(ax, (width + shift) / 2, first.y, "\n".join(shape), fontsize=12)
 
 
 # hybrid blocks side by side
 
-COLUMN = 3.65  # least width of a diagram, its free edges included
-SIDE, GAP = 0.17, 0.16  # free edges of a diagram; between boxes
-CNN_WIDTH, HEADER = 1.2, 0.36
-LINE_HEIGHT, PAD = 0.19, 0.06
-LETTERS = {"CNN": 12, "Transformer": 20, "both": 34}  # that fit into a line
-PARAMS_LETTERS = 4  # of a line that go to the parameters
-TITLES = {"timestep": "timestep", "CNN branch": "CNN", "attention": "attention"}  # slots say what they hold instead
+COLUMN, CNN_WIDTH = 3.8, 1.13  # least width of a diagram, its free edges included; of the CNN branch
+SIDE, GAP, HEADER = 0.17, 0.16, 0.36  # free edges of a diagram; between boxes; the variant's name
+CNN, TOKENS = "CNN branch", "tokens"
+TITLES = {"timestep": "timestep", CNN: "CNN", "attention": "attention"}  # slots say what they hold instead
 WIDE = ("timestep", "fusion", "residual")  # boxes of both branches
-Lines = list[tuple[str, str]]  # what stands at the left of a line and, as parameters, at its right
-
-
-@dataclass(frozen=True)
-class Card:
-    """A box of a diagram: its lines, the slot it shows, and whether that slot differs from the diagram at its left."""
-
-    lines: Lines
-    titled: bool
-    slot: str
-    changed: bool
-
-    @property
-    def height(self) -> float:
-        return LINE_HEIGHT * len(self.lines) + 2 * PAD
+Card = tuple[Lines, dict[str, Any]]  # what is written in a box, and the options of `_draw`
 
 
 @chart
-def hybrid_blocks(rows: pd.DataFrame) -> Chart:
+def hybrid_blocks(
+    rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
+) -> Chart:
     """The hybrid block of each variant side by side, slots framed, the slot that changed in the variant's colour.
 
-    Rows: `profilers.architecture.hybrid_table` or `hybrid_family`.
+    Rows: `profilers.anatomy.hybrid_table` or `hybrid_family`, whose column changed looks at the block before.
     """
-    blocks = {variant: _cards(block) for variant, block in rows.groupby("variant", sort=False)}
-    heights = _card_heights(blocks)
-    height = 0.8 + HEADER + sum(heights.values()) + GAP * (len(heights) + 1) + 0.35
-    width = max(8.0, COLUMN * len(blocks), height * 4 / 3)
-    figure = new_chart(_blocks_title(rows), (width, width * 3 / 4))
-    ax = _canvas(figure)
-    totals = rows.groupby("variant", sort=False)["params"].sum()
-    column = width / len(blocks)
-    for index, (variant, cards) in enumerate(blocks.items()):
-        left, right = index * column + SIDE, (index + 1) * column - SIDE
-        _diagram(ax, left, right, variant, cards, heights)
-        header = f"{_name(variant)}: {_words(totals[variant])}"
-        ink = _ink_on(variant_colour(variant))
-        place = ((left + right) / 2, ax.get_ylim()[1] - HEADER / 2)
-        ax.text(*place, header, ha="center", va="center_baseline", fontsize=14, fontweight="bold", color=ink)
+    names, colours = ordered(rows["variant"], order or [*rows["variant"]]), variant_colours(rows["variant"], palette)
+    blocks = {name: rows[(rows["variant"] == name) & (rows["step"] != "input")] for name in names}
+    cards = {name: _cards(block, colours[name]) for name, block in blocks.items()}
+    keys = [key for key in dict.fromkeys(key for diagram in cards.values() for key in diagram) if key != CNN]
+    heights = {key: max(_height(diagram[key][0]) for diagram in cards.values() if key in diagram) for key in keys}
+    height = HEADER + sum(heights.values()) + GAP * (len(heights) + 1) + 0.35
+    figure, ax = _canvas(_blocks_title(rows, blocks), COLUMN * len(blocks), height)
+    column = ax.get_xlim()[1] / len(blocks)
+    for index, (name, block) in enumerate(blocks.items()):
+        header = _place(index * column + SIDE, ax.get_ylim()[1], column - 2 * SIDE, HEADER)
+        total = f"{variant_title(name)}: {_words(block['params'].sum())}"
+        _draw(ax, header, [(total, None)], colours[name], edge="none")
+        _block_flow(ax, header, _diagram(ax, header, heights, cards[name]))
     caption = "framed: the three slots; coloured: differs from the block at its left; numbers: parameters"
-    ax.text(width / 2, 0.18, caption, ha="center", va="center", fontsize=SMALL)
+    versions = [name for name in VARIANTS if has_blocks(name)]
+    of_variants = order is None and len(set(versions).intersection(names)) > 1
+    absent = missing_note(versions, names, "not drawn") if of_variants else ""
+    _write(ax, ax.get_xlim()[1] / 2, 0.18, "; ".join(filter(None, [caption, absent])))
     return figure
 
 
-def _blocks_title(rows: pd.DataFrame) -> str:
+def _blocks_title(rows: pd.DataFrame, blocks: Mapping[str, pd.DataFrame]) -> str:
     """What changes from block to block, and what it does to the parameters."""
-    changed = rows[rows["changed"]].groupby("variant", sort=False)["slot"].unique()
-    changes = [f"{_name(variant)} changes {' and '.join(slots)}" for variant, slots in changed.items()]
-    sizes = " → ".join(_words(params) for params in rows.groupby("variant", sort=False)["params"].sum())
+    slots = {name: block.loc[block["changed"], "slot"].unique() for name, block in blocks.items()}
+    changes = [f"{variant_title(name)} changes {listed(changed)}" for name, changed in slots.items() if len(changed)]
+    sizes = " → ".join(_words(block["params"].sum()) for block in blocks.values())
     shape = rows["shape_out"].iloc[0].replace(" ", NO_BREAK)
     return f"{', '.join(changes) or 'No slot changes'}: {sizes} parameters a block on {shape}"
 
 
-def _cards(block: pd.DataFrame) -> dict[str, Card]:
-    """The boxes of one diagram by step; the steps of the slot `regions` share one."""
-    boxes = block["step"].mask(block["slot"] == "regions", "tokens")
-    cards = {}
-    for key, steps in block[block["step"] != "input"].groupby(boxes, sort=False):
-        first = steps.iloc[0]
-        title = f"{first['slot']}: {first['choice']}" if first["slot"] else TITLES.get(key, "")
-        if title and key != "tokens":
-            lines = [(title, short(first["params"])), *_step_lines(first, beside="")]
-        else:
-            lines = [(title, "")] * bool(title)
-            lines += [line for _, step in steps.iterrows() for line in _step_lines(step, short(step["params"]))]
-        cards[key] = Card(lines, title != "", first["slot"], first["changed"])
-    return cards
+def _cards(block: pd.DataFrame, colour: str) -> dict[str, Card]:
+    """What stands in each box of a diagram by step; the steps of the slot `regions` share one."""
+    keys = block["step"].mask(block["slot"] == "regions", TOKENS)
+    return {key: _card(key, steps.to_dict("records"), colour) for key, steps in block.groupby(keys, sort=False)}
 
 
-def _step_lines(step: pd.Series, beside: str) -> Lines:
-    """What a step does, and something beside the first line; no parameters are not worth a word."""
-    beside, letters = "" if beside == "0" else beside, LETTERS[step["branch"]]
-    texts = _wrapped(_step_text(step), letters, letters - PARAMS_LETTERS * bool(beside))
-    return [(text, beside if index == 0 else "") for index, text in enumerate(texts)]
+def _card(key: str, steps: Sequence[Mapping[str, Any]], colour: str) -> Card:
+    """Parameters stand by the title; where several steps share a box, by the steps that have them."""
+    first, taken = steps[0], {CNN: COLUMN - 2 * SIDE - CNN_WIDTH}.get(key, 0 if key in WIDE else CNN_WIDTH + GAP)
+    letters = int((COLUMN - 2 * SIDE - 2 * INDENT - taken) / LETTER)
+    title = f"{first['slot']}: {first['choice']}" if first["slot"] else TITLES.get(key, "")
+    in_title = title != "" and key != TOKENS
+    lines = _wrapped(title, short(first["params"]) if in_title else "", letters)
+    for step in steps:
+        lines += _wrapped(_step_text(step), short(step["params"]) if step["params"] and not in_title else "", letters)
+    tint = tuple(0.3 * part + 0.7 for part in to_rgb(colour))
+    face, edge, width = (tint, colour, 3) if first["changed"] else ("white", INK, 1.8)
+    return lines, {"bold": title != ""} | (
+        {"face": face, "edge": edge, "width": width} if first["slot"] else {"face": "#efefef", "edge": "#9a9a9a"}
+    )
 
 
-def _step_text(step: pd.Series) -> str:
-    before, after = (step[shape].split(" × ")[0] for shape in ("shape_in", "shape_out"))
-    if step["step"] == "pixels":
-        return f"{after} pixels"
-    if step["step"].endswith("patches"):
-        size = step["step"].split()[0]
-        return f"{after} patches {size}, {step['operation']}".lstrip()
-    return step["operation"] + (f", {before} → {after} tokens" if step["step"] == "attention" else "")
+def _step_text(step: Mapping[str, Any]) -> str:
+    """What a step does; with the shape of its tokens where they are made, and where attention drops some."""
+    before, after = (step[shape].replace(" ", NO_BREAK) for shape in ("shape_in", "shape_out"))
+    if step["slot"] == "regions" and (before != after or not after):
+        return f"{step['step']}: " + ", ".join(filter(None, [after, step["operation"]]))
+    return step["operation"] + (f", {before} →{NO_BREAK}{after}" if step["step"] == "attention" else "")
 
 
-def _wrapped(operation: str, letters: int, first: int) -> list[str]:
-    """Lines that break after commas and, where a part is too long, at spaces. `first`: letters of the first line."""
-    lines = [""]
-    for part in operation.split(", "):
-        joined = f"{lines[-1]}, {part}".removeprefix(", ")
-        if len(joined) <= (first if len(lines) == 1 else letters):
-            lines[-1] = joined
-        else:
-            lines += textwrap.wrap(part, letters if lines[-1] else first)
-    return [line for line in lines if line]
+def _wrapped(text: str, beside: str, letters: int) -> Lines:
+    """Lines that break after commas or, where a part is too long, at spaces; `beside` stands by the first that fits."""
+    lines: list[str] = []
+    for line in textwrap.wrap(re.sub("(?<!,) (?!→)", NO_BREAK, text), letters, break_long_words=False):
+        lines += [line] if len(line) <= letters else textwrap.wrap(line.replace(NO_BREAK, " "), letters)
+    place = next((index for index, line in enumerate(lines) if len(line) + len(beside) < letters), 0)
+    lines = [line.rstrip(",").replace(NO_BREAK, " ") for line in lines]
+    return [(line, beside if index == place else "") for index, line in enumerate(lines)]
 
 
-def _card_heights(blocks: dict[str, dict[str, Card]]) -> dict[str, float]:
-    """Height of each box in the order from top to bottom, the same in all diagrams. The CNN branch fills its side."""
-    heights: dict[str, float] = {}
-    for cards in blocks.values():
-        for key, card in cards.items():
-            if key != "CNN branch":
-                heights[key] = max(card.height, heights.get(key, 0))
-    return heights
-
-
-def _diagram(
-    ax: Axes, left: float, right: float, variant: str, cards: dict[str, Card], heights: dict[str, float]
-) -> None:
-    """One block from top to bottom: timestep, the two branches beside each other, fusion, residual."""
-    colour, top = variant_colour(variant), ax.get_ylim()[1]
-    ax.add_patch(Rectangle((left, top - HEADER), right - left, HEADER, facecolor=colour))
-    split = left + CNN_WIDTH + GAP  # where the Transformer branch begins
-    y = top - HEADER - GAP
-    boxes: dict[str, Box] = {}
+def _diagram(ax: Axes, header: Box, heights: Mapping[str, float], cards: Mapping[str, Card]) -> dict[str, Box]:
+    """Draw one block from top to bottom: timestep, the two branches beside each other, fusion, residual."""
+    split, y, boxes = header.left + CNN_WIDTH + GAP, header.bottom - GAP, {}  # where the Transformer branch begins
     for key, height in heights.items():
-        start = left if key in WIDE else split
-        boxes[key] = (start, y - height, right - start, height)
+        left = header.left if key in WIDE else split
+        boxes[key] = _place(left, y, header.right - left, height)
         y -= height + GAP
-    if "CNN branch" in cards:
-        bottom, above = boxes["sums"][1], boxes["tokens"][1] + boxes["tokens"][3]
-        boxes["CNN branch"] = (left, bottom, CNN_WIDTH, above - bottom)
-    for key, card in cards.items():
-        _card(ax, boxes[key], card, colour)
-    _block_flow(ax, boxes, "CNN branch" in cards)
+    if CNN in cards:
+        boxes[CNN] = _place(header.left, boxes[TOKENS].top, CNN_WIDTH, boxes[TOKENS].top - boxes["sums"].bottom)
+    for key, (lines, style) in cards.items():
+        _draw(ax, boxes[key], lines, **style)
+    return boxes
 
 
-def _card(ax: Axes, box: Box, card: Card, colour: str) -> None:
-    x, y, width, height = box
-    edge, line = (colour, 3) if card.changed else (INK, 1.8) if card.slot else ("#9a9a9a", 1)
-    face = _tint(colour) if card.changed else "white" if card.slot else "#efefef"
-    ax.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=line, zorder=2))
-    text_y = y + height / 2 + LINE_HEIGHT * (len(card.lines) - 1) / 2
-    for index, (text, params) in enumerate(card.lines):
-        weight = "bold" if card.titled and index == 0 else "normal"
-        ax.text(x + 0.08, text_y, text, va="center", fontsize=SMALL, fontweight=weight, zorder=3)
-        ax.text(x + width - 0.08, text_y, params, ha="right", va="center", fontsize=SMALL, zorder=3)
-        text_y -= LINE_HEIGHT
-
-
-def _tint(colour: str) -> tuple[float, ...]:
-    return tuple(0.3 * c + 0.7 for c in to_rgb(colour))
-
-
-def _block_flow(ax: Axes, boxes: dict[str, Box], cnn_branch: bool) -> None:
+def _block_flow(ax: Axes, header: Box, boxes: Mapping[str, Box]) -> None:
     """Arrows from box to box, and the three sums as lines around what they skip."""
-    down = [key for key in boxes if key not in ("timestep", "residual", "CNN branch")]
-    left, right = boxes["timestep"][0], sum(boxes["timestep"][::2])
-    middle = (left + right) / 2
-    branch = boxes["tokens"][0] + boxes["tokens"][2] / 2
-    for key in down:
-        _drop(ax, branch, boxes[key])
-    for key in ("timestep", "residual"):
-        _drop(ax, middle, boxes[key])
-    if cnn_branch:
-        for key in ("CNN branch", "fusion"):
-            _drop(ax, left + CNN_WIDTH / 2, boxes[key])
-    _around(ax, (middle, "timestep"), left - 0.08, "residual", boxes)
-    _around(ax, (branch, "tokens"), right + 0.08, "sums", boxes)
-    _around(ax, (branch, "norm out"), boxes["tokens"][0] - GAP / 2, "sums", boxes)
-
-
-def _drop(ax: Axes, x: float, box: Box) -> None:
-    """An arrow into a box from the one above it."""
-    top = box[1] + box[3]
-    _arrow(ax, [(x, top + GAP), (x, top)], INK, 1.2)
-
-
-def _around(ax: Axes, start: tuple[float, str], x: float, target: str, boxes: dict[str, Box]) -> None:
-    """A line from above one box, along x, into the side of another."""
-    from_x, key = start
-    y = boxes[key][1] + boxes[key][3] + GAP * 0.7
-    box = boxes[target]
-    to_x, to_y = box[0] if x < box[0] else box[0] + box[2], box[1] + box[3] / 2
-    _arrow(ax, [(from_x, y), (x, y), (x, to_y), (to_x, to_y)], LINE, 1.0)
+    tokens, into = boxes[TOKENS], [(box.x, box) for key, box in boxes.items() if key != "fusion"]
+    into += [(x, boxes["fusion"]) for x in {tokens.x, boxes.get(CNN, tokens).x}]
+    for x, box in into:
+        _arrow(ax, (x, box.top + GAP), (x, box.top), width=1.2)
+    skips = (
+        (header.x, "timestep", header.left - 0.08, "residual"),
+        (tokens.x, TOKENS, header.right + 0.08, "sums"),
+        (tokens.x, "norm out", tokens.left - GAP / 2, "sums"),
+    )
+    for x, start, turn, end in skips:
+        _arrow(ax, *_detour(x, boxes[start].top + 0.7 * GAP, turn, boxes[end]), colour=LINE, width=1)

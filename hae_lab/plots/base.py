@@ -97,12 +97,13 @@ def titled_axes(title: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
 
 
 def legend_outside(figure: Figure, ax: Axes | None, place: str, **options: Any) -> None:
-    """A legend beside or below the axes of our own figure; inside the user's `ax`, whose layout we do not know."""
-    options |= {"frameon": ax is not None}
+    """A legend at the "right center" or "lower center" of our own figure, or of the user's axes `ax`."""
     if ax is None:
-        figure.legend(loc=f"outside {place}", **options)
-    else:
-        ax.legend(loc="best", **options)
+        figure.legend(loc=f"outside {place}", frameon=False, **options)
+    elif place == "right center":
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, **options)
+    else:  # below the labels of the x axis: the pad is in font sizes
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, frameon=False, **options)
 
 
 # variants
@@ -150,11 +151,11 @@ def measured(
     return shown, missing_note(ordered(wanted), shown)
 
 
-def missing_note(wanted: Iterable[str], shown: Iterable[str]) -> str:
+def missing_note(wanted: Iterable[str], shown: Iterable[str], state: str = "not measured") -> str:
     """Names what is wanted and not shown, or "" if there is nothing to name."""
     shown = list(shown)
     gaps = [variant_title(name) for name in wanted if name not in shown]
-    return f"not measured: {', '.join(gaps)}" if gaps else ""
+    return f"{state}: {', '.join(gaps)}" if gaps else ""
 
 
 def _listed_or_none(names: pd.Series) -> str:
@@ -234,6 +235,15 @@ def listed(names: Sequence[str]) -> str:
 
 def count_word(count: int) -> str:
     return COUNT_WORDS[count] if count < len(COUNT_WORDS) else str(count)
+
+
+def short(count: int, digits: int = 2, space: str = "") -> str:
+    """A count in thousands or millions with that many digits, or all those before the point: 7478016 -> "7.5M"."""
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.{max(0, digits - len(str(int(value))))}f}{space}{unit}"
+    return str(count)
 
 
 def span(values: pd.Series) -> str:
