@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from hae_lab.checks import require, require_name
-from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.masks import SparseMask, TokenGrid, in_own_thread
 from hae_lab.parts import Registry
 
 SHARE = 64  # queries that share their random columns in `document_shared`
@@ -94,7 +94,7 @@ def mask_for(rule: str, grid: TokenGrid, sparsity: float = 0.9, seed: int = 0) -
 
 @lru_cache(maxsize=32)
 def _cached(rule: Rule, grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
-    return rule(grid, sparsity, seed)
+    return in_own_thread(rule, grid, sparsity, seed)
 
 
 def _band(n: int, sparsity: float) -> tuple[np.ndarray, np.ndarray, int]:
