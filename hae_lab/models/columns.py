@@ -120,7 +120,7 @@ def _run_plan(q: Tensor, kv: Tensor, plan: ColumnPlan, heads: int, dropout: floa
     seed = torch.randint(2**62, (), device="cpu") if dropout else None
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     attended, _ = _attend(*inputs, *pairs, plan.blocked, plan.layout, dropout, seed, trains)
-    attended = merge_heads(attended.unflatten(0, (len(q), heads))).to(q.dtype)
+    attended = merge_heads(attended.unflatten(0, (q.shape[0], heads))).to(q.dtype)
     return attended if plan.blind is None else attended.masked_fill(plan.blind, 0.0)
 
 
@@ -182,7 +182,7 @@ def _slopes(grad, q, k, v, scores, out, columns, begins, order, rows, offsets, b
 
 @_attend.register_fake
 def _(q, k, v, columns, *rest):
-    return torch.empty_like(q), q.new_empty((len(q), *columns.shape) if rest[-1] else 0)
+    return torch.empty_like(q), q.new_empty((q.shape[0], *columns.shape) if rest[-1] else 0)
 
 
 @_slopes.register_fake

@@ -113,7 +113,7 @@ def _run_plan(q: Tensor, kv: Tensor, plan: BlockPlan, heads: int, dropout: float
     """(B, n_local, C), (B, m, 2, C) -> (B, n_local, C)."""
     q = q.index_select(1, plan.queries.flatten()).unflatten(1, plan.queries.shape)  # (B, blocks, b, C)
     key_bytes = 2 * q.shape[-1] * q.element_size()
-    samples = 1 if torch.compiler.is_compiling() else len(q)  # a compiled program serves batches of any size
+    samples = 1 if torch.compiler.is_compiling() else q.shape[0]  # a compiled program serves batches of any size
     some = max(1, GATHER_BYTES // (samples * plan.keys.shape[1] * key_bytes))
     portions = zip(q.split(some, dim=1), plan.keys.split(some), plan.allowed.split(some), strict=True)
     attended = [_attend_blocks(part, kv, keys, allowed, heads, dropout) for part, keys, allowed in portions]
@@ -124,7 +124,7 @@ def _attend_blocks(q: Tensor, kv: Tensor, keys: Tensor, allowed: Tensor, heads: 
     """Some blocks in one call: (B, blocks, b, C), (B, m, 2, C), (blocks, K), (blocks, b, K) -> (B, blocks, b, C)."""
     gathered = kv.index_select(1, keys.flatten()).unflatten(1, keys.shape)  # (B, blocks, K, 2, C)
     k, v = (split_heads(x, heads) for x in gathered.flatten(0, 1).unbind(2))  # (B blocks, heads, K, C/heads)
-    allowed = allowed.repeat(len(q), 1, 1)[:, None]  # (B blocks, 1, b, K)
+    allowed = allowed.repeat(q.shape[0], 1, 1)[:, None]  # (B blocks, 1, b, K)
     queries = split_heads(q.flatten(0, 1), heads)  # (B blocks, heads, b, C/heads)
     attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=allowed, dropout_p=dropout)
     return merge_heads(attended).unflatten(0, q.shape[:2])
