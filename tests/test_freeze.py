@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 import hae_lab
-from hae_lab import HAELabError, VARIANTS, build, freeze
+from hae_lab import VARIANTS, HAELabError, build, freeze
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.profilers.macs import compute
 from hae_lab.profilers.params import parameters

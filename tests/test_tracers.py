@@ -1,4 +1,4 @@
-"""Masks and plans are real whatever traced first: an eager model gives the same numbers after any of torch's tracers."""
+"""Masks and plans are real whatever traced first: an eager model gives the same numbers after any tracer."""
 
 import subprocess
 import sys
