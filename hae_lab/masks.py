@@ -1,7 +1,10 @@
 """Who may see whom: the tokens of a multi-scale block, and the sparse masks over them in index form."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +12,8 @@ from hae_lab.checks import require, require_name
 
 PAD = -1  # fills up `extra` where queries keep unequally many columns
 CHUNK = 1024  # queries that are counted at once
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -186,3 +191,13 @@ class SparseMask:
         columns[np.arange(columns.shape[2]) >= counts[:, :, None]] = PAD
         nothing = np.zeros(allowed.shape[:2], np.int32)
         return cls(grid, nothing, nothing, columns)
+
+
+def in_own_thread(make: Callable[..., Made], *arguments: object) -> Made:
+    """What `make(*arguments)` returns, for a cache that outlives whatever traces just now.
+
+    torch's tracers and modes (export, fake tensors, default device, inference, vmap) hold in the thread that entered
+    them; in a new one nothing is traced.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make, *arguments).result()

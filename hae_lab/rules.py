@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from hae_lab.checks import require, require_name, require_number, require_whole
-from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.masks import SparseMask, TokenGrid, in_own_thread
 from hae_lab.parts import Registry
 
 SHARE = 64  # queries that share their random columns in `document_shared`
@@ -99,7 +99,7 @@ def mask_for(rule: str, grid: TokenGrid, sparsity: float = 0.9, seed: int = 0) -
 def made_mask(rule: Rule, grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     """What a rule makes of a grid; errors as in `mask_for`."""
     require_number("sparsity", sparsity, 0, 1, high_open=True)
-    mask = rule(grid, sparsity, require_whole("seed", seed, 0))
+    mask = in_own_thread(rule, grid, sparsity, require_whole("seed", seed, 0))
     fits = isinstance(mask, SparseMask) and mask.grid == grid
     name = getattr(rule, "__name__", repr(rule))
     require(fits, f"mask rule {name} must give a SparseMask of {grid}, got {getattr(mask, 'grid', mask)!r}")

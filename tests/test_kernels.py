@@ -2,20 +2,22 @@
 
 import copy
 import resource
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab import HAELabError
 from hae_lab.masks import PAD, SparseMask, TokenGrid
-from hae_lab.models import columns as columns_module
 from hae_lab.models import kernels as kernels_module
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, allowed_matrix, pairs_kept, pairs_run
 from hae_lab.models.columns import column_plans
 from hae_lab.models.kernels import block_plans
+from hae_lab.models.plans import plan_of
 from hae_lab.rules import RULES, mask_for
 
 # tiny, wider than high, not a multiple of a tile, without any regional scale
@@ -198,6 +200,55 @@ def test_columns_drop_the_same_weights_in_the_backward_pass():
         assert torch.autograd.gradcheck(run, (q, kv))
 
 
+# the operator behind `columns`
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("grid", [TokenGrid(8, 8), TokenGrid(7, 9), TokenGrid(1, 70)], ids=label)
+def test_columns_are_a_sound_operator_of_torch(grid, dropout):
+    for mask in (mask_for("document", grid), tangle(grid)):
+        caught, generator = [], torch.Generator().manual_seed(0)
+
+        class Catch(TorchDispatchMode):
+            def __torch_dispatch__(self, operator, types, args=(), kwargs=None, caught=caught):
+                if str(operator.overloadpacket) == "hae_lab.columns":
+                    caught.append(args)
+                return operator(*args, **(kwargs or {}))
+
+        q, kv = (torch.randn(2, length, 8 * k, generator=generator) for length, k in ((grid.n_local, 1), (grid.n, 2)))
+        with Catch():
+            KERNELS["columns"].run(q, kv[:, slice(*mask.span)], mask, 2, dropout)
+        assert len(caught) == mask.groups
+        for *inputs, _ in caught:
+            torch.library.opcheck(torch.ops.hae_lab.columns, (*inputs, False))
+            q, k, v = (x.clone().requires_grad_() for x in inputs[:3])
+            torch.library.opcheck(torch.ops.hae_lab.columns, (q, k, v, *inputs[3:], True))
+
+
+def test_flops_of_columns_are_those_of_their_products():
+    mask = mask_for("document", TokenGrid(12, 20))
+    layer = SparseMultiheadAttention(CHANNELS, HEADS, kernel="columns")
+    tokens = torch.randn(3, mask.grid.n, CHANNELS)
+    forward, backward = torch.ops.hae_lab.columns, torch.ops.hae_lab.columns_backward
+    for device in ("cpu", "meta"):
+        with FlopCounterMode(display=False) as counter:
+            layer.to(device)(tokens.to(device), mask).sum().backward()
+        flops = counter.get_flop_counts()["Global"]
+        pairs = pairs_run(mask, HEADS, "columns")
+        single = HEADS * mask.grid.n_local * mask.extra.shape[2]
+        assert flops[forward] == 3 * 2 * 2 * pairs * CHANNELS // HEADS
+        assert flops[backward] == 3 * 2 * (5 * (pairs - single) + 4 * single) * CHANNELS // HEADS
+
+
+def test_columns_run_under_vmap():
+    mask = mask_for("document", TokenGrid(7, 9))
+    q, kv = torch.randn(3, 2, mask.grid.n_local, 8), torch.randn(2, np.diff(mask.span)[0], 16)
+    run = partial(KERNELS["columns"].run, kv=kv, mask=mask, heads=2)
+    many = torch.func.vmap(run)(q)
+    for index in range(3):
+        torch.testing.assert_close(many[index], run(q[index]))
+
+
 # counts
 
 
@@ -230,16 +281,16 @@ def test_sparse_kernels_run_fewer_pairs_than_the_matrix_and_no_fewer_than_the_ma
 
 
 def test_blocks_take_tiles_of_the_map_where_that_reads_fewer_keys():
-    plan, *_ = block_plans(mask_for("window2d", TokenGrid(32, 32)), CPU)
+    plan, *_ = plan_of(block_plans, mask_for("window2d", TokenGrid(32, 32)), HEADS, CPU)
     rows, columns = np.divmod(plan.queries[0].numpy(), 32)
     assert (np.ptp(rows), np.ptp(columns)) == (7, 7)
-    plan, *_ = block_plans(mask_for("document_shared", TokenGrid(32, 32)), CPU)
+    plan, *_ = plan_of(block_plans, mask_for("document_shared", TokenGrid(32, 32)), HEADS, CPU)
     assert plan.queries[0].tolist() == list(range(64))
 
 
 def test_shared_columns_are_read_once_a_block():
     mask = mask_for("document_shared", TokenGrid(32, 32))
-    plan, *_ = block_plans(mask, CPU)
+    plan, *_ = plan_of(block_plans, mask, HEADS, CPU)
     band = 64 + int((mask.stop - mask.start).max()) - 1
     assert plan.keys.shape[1] <= band + mask.extra.shape[2]
 
@@ -256,8 +307,10 @@ def test_plans_are_made_once_and_are_no_part_of_the_layer(rule):
     assert list(layer.state_dict()) == list(nn.MultiheadAttention(CHANNELS, HEADS).state_dict())
     assert not list(layer.buffers())
     assert torch.equal(copy.deepcopy(layer)(tokens, mask), output)
-    assert block_plans(mask, CPU) is block_plans(mask, CPU)
-    assert column_plans(mask, CPU) is column_plans(mask, CPU)
+    assert mask_for(rule, TokenGrid(8, 8)) is mask
+    made = plan_of.cache_info().misses
+    layer(tokens, mask)
+    assert plan_of.cache_info().misses == made
     assert allowed_matrix(mask, HEADS, CPU) is allowed_matrix(mask, HEADS, CPU)
 
 
@@ -271,10 +324,9 @@ def test_many_forwards_do_not_grow_memory():
             layer(tokens, mask_for(list(RULES)[index % len(RULES)], grid))
 
     forwards(100)
-    caches = (block_plans, column_plans, kernels_module._allowed_matrix)
-    made, peak = [cache.cache_info().misses for cache in caches], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made, peak = plan_of.cache_info().misses, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     forwards(1000)
-    assert [cache.cache_info().misses for cache in caches] == made
+    assert plan_of.cache_info().misses == made
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 4096  # KiB on Linux
 
 
@@ -284,8 +336,7 @@ def test_caches_are_bounded():
         mask = RULES["document"](TokenGrid(4, 4), 0.9, seed)
         for layer.kernel in ("masked", "blocks", "columns"):
             layer(torch.zeros(1, mask.grid.n, CHANNELS), mask)
-    for cache in (block_plans, kernels_module._block_plans, column_plans, kernels_module._allowed_matrix):
-        assert cache.cache_info().currsize <= cache.cache_info().maxsize <= 16
+    assert plan_of.cache_info().currsize == plan_of.cache_info().maxsize == 16
 
 
 @pytest.mark.parametrize("kernel", FAST)
@@ -366,4 +417,6 @@ def test_head_groups_need_heads_that_they_divide():
 
 
 def test_making_plans_raises_no_warning():
-    assert columns_module.column_plans.__wrapped__(mask_for("document", TokenGrid(8, 8)), CPU)
+    mask = mask_for("document", TokenGrid(8, 8))
+    columns, *_ = column_plans(mask, HEADS, CPU)
+    assert columns.columns.shape == (64, mask.extra.shape[2])

@@ -9,20 +9,24 @@ from torch import Tensor, nn
 
 from hae_lab.checks import require, require_name
 from hae_lab.masks import SparseMask
-from hae_lab.models.columns import column_pairs, columns
+from hae_lab.models.columns import column_pairs, column_plans, columns
 from hae_lab.models.kernels import (
     allowed_matrix,
     attention_weights,
     block_pairs,
+    block_plans,
     blocks,
     masked,
     matrix_pairs,
+    matrix_plan,
     merge_heads,
     reference,
     slice_pairs,
+    slice_plan,
     slices,
     split_heads,
 )
+from hae_lab.models.plans import MakePlan, copy_with, plan_beside, plan_of
 
 __all__ = [
     "KERNELS",
@@ -39,16 +43,21 @@ __all__ = [
 
 
 class Kernel(NamedTuple):
-    run: Callable[[Tensor, Tensor, SparseMask, int, float], Tensor]
+    attend: Callable[[Tensor, Tensor, nn.Module, int, float], Tensor]  # queries, keys and values, plan, heads, dropout
+    plan: MakePlan
     pairs: Callable[[SparseMask, int], int]  # scores computed for one sample
+
+    def run(self, q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
+        """(B, n_local, C), (B, m, 2C) -> (B, n_local, C), by a plan that is made once."""
+        return self.attend(q, kv, plan_beside(q, self.plan, mask, heads), heads, dropout)
 
 
 KERNELS = {
-    "reference": Kernel(reference, matrix_pairs),
-    "masked": Kernel(masked, matrix_pairs),
-    "blocks": Kernel(blocks, block_pairs),
-    "columns": Kernel(columns, column_pairs),
-    "slices": Kernel(slices, slice_pairs),
+    "reference": Kernel(reference, matrix_plan, matrix_pairs),
+    "masked": Kernel(masked, matrix_plan, matrix_pairs),
+    "blocks": Kernel(blocks, block_plans, block_pairs),
+    "columns": Kernel(columns, column_plans, column_pairs),
+    "slices": Kernel(slices, slice_plan, slice_pairs),
 }
 
 
@@ -74,6 +83,15 @@ def pairs_kept(mask: SparseMask, heads: int) -> int:
     return heads // mask.groups * kept
 
 
+class Frozen(NamedTuple):
+    """What `forward` reads of a mask, read beforehand."""
+
+    mask: SparseMask
+    n_local: int
+    span: tuple[int, int]
+    kernel: Kernel
+
+
 class SparseMultiheadAttention(nn.Module):
     """Multi-head attention with the state dict of `nn.MultiheadAttention`: tokens (B, n, C), mask -> (B, n_local, C).
 
@@ -92,28 +110,42 @@ class SparseMultiheadAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
+        self.frozen: Frozen | None = None
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, tokens: Tensor, mask: SparseMask) -> Tensor:
-        kernel = kernel_for(mask, self.heads, self.kernel)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(kernel.run(*self._project(tokens, mask), mask, self.heads, dropout))
+        frozen = self.frozen
+        if frozen is not None and mask is frozen.mask:
+            q, kv = self._project(tokens, frozen.n_local, frozen.span)
+            return self.out_proj(frozen.kernel.attend(q, kv, self.plan, self.heads, dropout))
+        kernel = kernel_for(mask, self.heads, self.kernel)
+        q, kv = self._project(tokens, mask.grid.n_local, mask.span)
+        return self.out_proj(kernel.run(q, kv, mask, self.heads, dropout))
+
+    def freeze(self, mask: SparseMask) -> None:
+        """Keep the plan of one mask as buffers of this layer, outside its state dict; the kernel is chosen for good."""
+        kernel = kernel_for(mask, self.heads, self.kernel)
+        # the layer's own: buffers move with it, the common plan stays
+        self.plan = copy_with(plan_of(kernel.plan, mask, self.heads, self.in_proj_weight.device), lambda tensor: tensor)
+        self.frozen = Frozen(mask, mask.grid.n_local, mask.span, kernel)
 
     def weights(self, tokens: Tensor, mask: SparseMask, pixels: Tensor) -> Tensor:
         """How much each head attends to each token in `mask.span`, for some pixels: (B, heads, len(pixels), m)."""
-        q, kv = self._project(tokens, mask)
-        allowed = allowed_matrix(mask, self.heads, tokens.device)[:, pixels]
+        q, kv = self._project(tokens, mask.grid.n_local, mask.span)
+        allowed = plan_beside(tokens, matrix_plan, mask, self.heads).allowed[:, pixels]
         return attention_weights(*(split_heads(x, self.heads) for x in (q[:, pixels], kv.chunk(2, dim=-1)[0])), allowed)
 
-    def _project(self, tokens: Tensor, mask: SparseMask) -> tuple[Tensor, Tensor]:
+    def _project(self, tokens: Tensor, n_local: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(B, n, C) -> queries (B, n_local, C), keys and values (B, m, 2C)."""
         channels = tokens.shape[-1]
         q_weight, kv_weight = self.in_proj_weight.split([channels, 2 * channels])
         q_bias, kv_bias = self.in_proj_bias.split([channels, 2 * channels])
-        q = F.linear(tokens[:, : mask.grid.n_local], q_weight, q_bias)
-        return q, F.linear(tokens[:, slice(*mask.span)], kv_weight, kv_bias)
+        q = F.linear(tokens[:, :n_local], q_weight, q_bias)
+        return q, F.linear(tokens[:, span[0] : span[1]], kv_weight, kv_bias)
 
     def extra_repr(self) -> str:
         kernel = f", kernel={self.kernel}" if self.kernel else ""
-        return f"heads={self.heads}, dropout={self.dropout}{kernel}"
+        frozen = ", frozen" if self.frozen else ""
+        return f"heads={self.heads}, dropout={self.dropout}{kernel}{frozen}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab import rules
-from hae_lab.masks import TokenGrid
+from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import TimestepBlock, group_norm, run_block
 from hae_lab.models.slots import fill_slot
@@ -53,14 +53,14 @@ class MSTB(nn.Module):
         self.multihead_attn = SparseMultiheadAttention(channels, num_heads, dropout)
         self.norm_out = nn.LayerNorm(channels)
         fill_slot(self, "mlp", mlp, channels, mlp_ratio, dropout)
+        self.frozen: tuple[SparseMask, tuple[int, ...]] | None = None  # mask and scales of the one map that it takes
 
     def grid(self, height: int, width: int) -> TokenGrid:
         """Which token is which on a map of this size."""
         return TokenGrid(height, width, self.patch_sizes)
 
-    def tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor, scales: tuple[int, ...]) -> Tensor:
         """The normalised tokens of all scales, local first: (B, C, H, W) -> (B, n, C)."""
-        scales = self.grid(*x.shape[2:]).scales
         pixels, *patches = self.region_tokens(x, scales)  # (B, HW, C), (B, HW/p², C)
         regional = [p for p in self.patch_sizes if p > 1]
         norms = [self.regional_norms[regional.index(p)] for p in scales]
@@ -69,11 +69,20 @@ class MSTB(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = rules.mask_for(self.mask_rule, self.grid(*x.shape[2:]), self.sparsity, self.mask_seed)
+        mask, scales = self.frozen or self._mask(*x.shape[2:])
         # no residual around the attention itself, as published
-        attended = self.multihead_attn(self.tokens(x), mask)  # (B, HW, C)
+        attended = self.multihead_attn(self.tokens(x, scales), mask)  # (B, HW, C)
         out = attended + self.token_mlp(self.norm_out(attended))
         return x + out.mT.unflatten(2, x.shape[2:])
+
+    def freeze(self, height: int, width: int) -> None:
+        """Take maps of one size from now on, with the plan of their mask among the buffers."""
+        self.frozen = mask, _ = self._mask(height, width)
+        self.multihead_attn.freeze(mask)
+
+    def _mask(self, height: int, width: int) -> tuple[SparseMask, tuple[int, ...]]:
+        mask = rules.mask_for(self.mask_rule, self.grid(height, width), self.sparsity, self.mask_seed)
+        return mask, mask.grid.scales
 
     def create_sparse_mask(self, seq_len: int, sparsity_ratio: float = 0.9) -> Tensor:
         """The document's mask over any `seq_len` tokens, True = blocked: (seq_len, seq_len) bool."""

@@ -1,21 +1,20 @@
 """Attention kernels that run a `SparseMask` exactly through `scaled_dot_product_attention`, and their reference.
 
-A kernel takes queries (B, n_local, C) and the keys and values (B, m, 2C) of the m tokens in `mask.span`, and returns
-(B, n_local, C). Each computes one softmax over the keys that a query sees; a query that sees none gets zeros.
-`*_pairs` count the scores that it computes for one sample, padding included.
+A kernel takes queries (B, n_local, C), the keys and values (B, m, 2C) of the m tokens in `mask.span`, and the plan that
+its `*_plan` made of the mask, and returns (B, n_local, C). Each computes one softmax over the keys that a query sees; a
+query that sees none gets zeros. `*_pairs` count the scores that it computes for one sample, padding included.
 """
 
 import math
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hae_lab.checks import require
-from hae_lab.masks import SparseMask
+from hae_lab.masks import CHUNK, SparseMask
+from hae_lab.models.plans import Plan, plan_of
 
 MASK_BYTES = 128 * 2**20  # of mask that `masked` hands to one call, which turns it into numbers
 TILE = 8  # `blocks` takes TILE² queries together: consecutive ones, or a tile of the map
@@ -45,17 +44,17 @@ def attention_weights(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(dim=-1) * allowed
 
 
-def reference(q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
+def reference(q: Tensor, kv: Tensor, plan: Plan, heads: int, dropout: float = 0.0) -> Tensor:
     """Every score, the softmax, the sum: obvious and slow, for tests."""
     k, v = (split_heads(x, heads) for x in kv.chunk(2, dim=-1))  # (B, heads, m, C/heads)
-    weights = attention_weights(split_heads(q, heads), k, allowed_matrix(mask, heads, q.device))
+    weights = attention_weights(split_heads(q, heads), k, plan.allowed)
     return merge_heads(F.dropout(weights, dropout) @ v)
 
 
-def masked(q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
+def masked(q: Tensor, kv: Tensor, plan: Plan, heads: int, dropout: float = 0.0) -> Tensor:
     """Every score, fused, with a boolean matrix; some rows of it a call."""
     k, v = (split_heads(x, heads) for x in kv.chunk(2, dim=-1))  # (B, heads, m, C/heads)
-    allowed = allowed_matrix(mask, heads, q.device)
+    allowed = plan.allowed
     rows = max(1, MASK_BYTES // (len(allowed) * allowed.shape[-1] * q.element_size()))
     portions = zip(split_heads(q, heads).split(rows, dim=2), allowed.split(rows, dim=1), strict=True)
     attended = [
@@ -66,26 +65,23 @@ def masked(q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float =
     return torch.cat([merge_heads(part) for part in attended], dim=1)
 
 
-def allowed_matrix(mask: SparseMask, heads: int, device: torch.device) -> Tensor:
-    """The keys in `mask.span` that each pixel sees, True = may attend: (1 or heads, n_local, m) bool."""
-    if device.type != "meta":
-        return _allowed_matrix(mask, heads, device)
+def matrix_plan(mask: SparseMask, heads: int, device: torch.device) -> Plan:
+    """`allowed`, the keys in `mask.span` that each pixel sees, True = may attend: (1 or heads, n_local, m) bool."""
     first, stop = mask.span
-    rows = 1 if mask.groups == 1 else heads
-    return torch.empty(rows, mask.grid.n_local, stop - first, dtype=torch.bool, device=device)
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _allowed_matrix(mask: SparseMask, heads: int, device: torch.device) -> Tensor:
-    keys = np.arange(*mask.span)
-    allowed = torch.empty(mask.groups, mask.grid.n_local, len(keys), dtype=torch.bool, device="cpu")
+    rows, n_local = 1 if mask.groups == 1 else heads, mask.grid.n_local
+    if device.type == "meta":
+        return Plan(allowed=torch.empty(rows, n_local, stop - first, dtype=torch.bool, device=device))
+    keys = np.arange(first, stop)
+    allowed = np.empty((mask.groups, n_local, len(keys)), bool)
     for group in range(mask.groups):
-        for queries in torch.arange(mask.grid.n_local, device="cpu").split(1024):
-            allowed[group, queries] = torch.from_numpy(mask.allowed(queries.numpy(), group, keys))
-    if mask.groups > 1:
-        allowed = allowed.repeat_interleave(heads // mask.groups, dim=0)
-    return allowed.to(device)
+        for queries in np.split(np.arange(n_local), range(CHUNK, n_local, CHUNK)):
+            allowed[group, queries] = mask.allowed(queries, group, keys)
+    return Plan(allowed=torch.from_numpy(allowed).repeat_interleave(rows // mask.groups, dim=0).to(device))
+
+
+def allowed_matrix(mask: SparseMask, heads: int, device: torch.device) -> Tensor:
+    """The matrix of `matrix_plan`, made once."""
+    return plan_of(matrix_plan, mask, heads, device).allowed
 
 
 def matrix_pairs(mask: SparseMask, heads: int) -> int:
@@ -96,7 +92,7 @@ def matrix_pairs(mask: SparseMask, heads: int) -> int:
 # Lists of keys: kernel `blocks`
 
 
-class BlockPlan(NamedTuple):
+class BlockPlan(Plan):
     """Which queries and keys meet in which block. Padding repeats a query, or is a key that nobody may see."""
 
     queries: Tensor  # (blocks, b) pixels
@@ -104,14 +100,9 @@ class BlockPlan(NamedTuple):
     allowed: Tensor  # (blocks, b, K) bool
     places: Tensor  # (n_local,) where each pixel stands in the flattened `queries`
 
-    @property
-    def pairs(self) -> int:
-        return self.allowed.numel()
 
-
-def blocks(q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
+def blocks(q: Tensor, kv: Tensor, plans: nn.ModuleList, heads: int, dropout: float = 0.0) -> Tensor:
     """Blocks of queries, each against the keys that any of its queries sees, gathered once a block."""
-    plans = block_plans(mask, q.device)
     qs = q.chunk(len(plans), dim=-1)  # (B, n_local, C/G)
     kvs = kv.unflatten(-1, (2, len(plans), -1)).unbind(3)  # (B, m, 2, C/G)
     parts = [_run_plan(*group, heads // len(plans), dropout) for group in zip(qs, kvs, plans, strict=True)]
@@ -122,7 +113,8 @@ def _run_plan(q: Tensor, kv: Tensor, plan: BlockPlan, heads: int, dropout: float
     """(B, n_local, C), (B, m, 2, C) -> (B, n_local, C)."""
     q = q.index_select(1, plan.queries.flatten()).unflatten(1, plan.queries.shape)  # (B, blocks, b, C)
     key_bytes = 2 * q.shape[-1] * q.element_size()
-    some = max(1, GATHER_BYTES // (len(q) * plan.keys.shape[1] * key_bytes))
+    samples = 1 if torch.compiler.is_compiling() else q.shape[0]  # a compiled program serves batches of any size
+    some = max(1, GATHER_BYTES // (samples * plan.keys.shape[1] * key_bytes))
     portions = zip(q.split(some, dim=1), plan.keys.split(some), plan.allowed.split(some), strict=True)
     attended = [_attend_blocks(part, kv, keys, allowed, heads, dropout) for part, keys, allowed in portions]
     return torch.cat(attended, dim=1).flatten(1, 2).index_select(1, plan.places)
@@ -132,23 +124,15 @@ def _attend_blocks(q: Tensor, kv: Tensor, keys: Tensor, allowed: Tensor, heads: 
     """Some blocks in one call: (B, blocks, b, C), (B, m, 2, C), (blocks, K), (blocks, b, K) -> (B, blocks, b, C)."""
     gathered = kv.index_select(1, keys.flatten()).unflatten(1, keys.shape)  # (B, blocks, K, 2, C)
     k, v = (split_heads(x, heads) for x in gathered.flatten(0, 1).unbind(2))  # (B blocks, heads, K, C/heads)
-    allowed = allowed.repeat(len(q), 1, 1)[:, None]  # (B blocks, 1, b, K)
+    allowed = allowed.repeat(q.shape[0], 1, 1)[:, None]  # (B blocks, 1, b, K)
     queries = split_heads(q.flatten(0, 1), heads)  # (B blocks, heads, b, C/heads)
     attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=allowed, dropout_p=dropout)
     return merge_heads(attended).unflatten(0, q.shape[:2])
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def block_plans(mask: SparseMask, device: torch.device) -> tuple[BlockPlan, ...]:
+def block_plans(mask: SparseMask, heads: int, device: torch.device) -> nn.ModuleList:
     """The plan of each head group."""
-    return tuple(BlockPlan(*(tensor.to(device) for tensor in plan)) for plan in _block_plans(mask))
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _block_plans(mask: SparseMask) -> tuple[BlockPlan, ...]:
-    return tuple(_block_plan(mask, group) for group in range(mask.groups))
+    return nn.ModuleList(_block_plan(mask, group) for group in range(mask.groups)).to(device)
 
 
 def _block_plan(mask: SparseMask, group: int) -> BlockPlan:
@@ -166,7 +150,8 @@ def _block_plan(mask: SparseMask, group: int) -> BlockPlan:
         allowed[block, :, : len(seen)] = mask.allowed(queries, group, seen)
     places = np.empty(grid.n_local, np.int64)
     places[order.ravel()] = np.arange(order.size)
-    return BlockPlan(*map(torch.from_numpy, (order, keys - mask.span[0], allowed, places)))
+    arrays = {"queries": order, "keys": keys - mask.span[0], "allowed": allowed, "places": places}
+    return BlockPlan(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _tiles(height: int, width: int, tile_height: int, tile_width: int) -> np.ndarray:
@@ -179,22 +164,35 @@ def _tiles(height: int, width: int, tile_height: int, tile_width: int) -> np.nda
 
 
 def block_pairs(mask: SparseMask, heads: int) -> int:
-    return heads // mask.groups * sum(plan.pairs for plan in _block_plans(mask))
+    plans = plan_of(block_plans, mask, heads, torch.device("cpu"))
+    return heads // mask.groups * sum(plan.allowed.numel() for plan in plans)
 
 
 # The same interval for all: kernel `slices`
 
 
-def slices(q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
+class SlicePlan(Plan):
+    """The slice of the keys in `mask.span` that each head group sees."""
+
+    def __init__(self, keys: tuple[slice, ...]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+def slices(q: Tensor, kv: Tensor, plan: SlicePlan, heads: int, dropout: float = 0.0) -> Tensor:
     """All queries of a head group against one slice of the keys, no mask. For rules that allow it."""
     k, v = kv.chunk(2, dim=-1)
-    groups = [x.chunk(mask.groups, dim=-1) for x in (q, k, v)]
+    groups = [x.chunk(len(plan.keys), dim=-1) for x in (q, k, v)]
     attended = []
-    for q, k, v, (start, stop) in zip(*groups, _intervals(mask), strict=True):
-        keys = slice(start - mask.span[0], stop - mask.span[0])
-        q, k, v = (split_heads(x, heads // mask.groups) for x in (q, k[:, keys], v[:, keys]))
+    for q, k, v, keys in zip(*groups, plan.keys, strict=True):
+        q, k, v = (split_heads(x, heads // len(plan.keys)) for x in (q, k[:, keys], v[:, keys]))
         attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)))
     return torch.cat(attended, dim=-1)
+
+
+def slice_plan(mask: SparseMask, heads: int, device: torch.device) -> SlicePlan:
+    first = mask.span[0]
+    return SlicePlan(tuple(slice(start - first, stop - first) for start, stop in _intervals(mask)))
 
 
 def _intervals(mask: SparseMask) -> tuple[tuple[int, int], ...]:

@@ -50,6 +50,7 @@ class HAEUNet(nn.Module):
     def __init__(self, config: HAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.checks_inputs = True
         width, emb_width = config.model_channels, config.time_embed_dim
         self.time_embed = _two_layers(width, emb_width)
         if config.num_classes is not None:
@@ -109,7 +110,8 @@ class HAEUNet(nn.Module):
                 self.output_blocks.append(ConditionedSequential(*layers))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        self._check_inputs(x, timesteps, y)
+        if self.checks_inputs:
+            self._check_inputs(x, timesteps, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))  # (B, E)
         class_tokens = None
         if self.config.num_classes is not None:
@@ -159,9 +161,15 @@ class HAEUNet(nn.Module):
         require(config.num_classes is not None, "y was given to an unconditional model: build it with num_classes")
         is_labels = tuple(y.shape) == (batch,) and y.dtype in (torch.int64, torch.int32)
         require(is_labels, f"y is {y.dtype} of shape {tuple(y.shape)}: whole numbers of shape ({batch},) are needed")
-        if y.device.type != "meta":
+        if _is_readable(y):
             out_of_range = y[(y < -1) | (y >= config.num_classes)].tolist()
             require(not out_of_range, f"labels {out_of_range} are out of range: -1 (none) to {config.num_classes - 1}")
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether its numbers can be read: not on the meta device, and not while something traces."""
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not (traced or tensor.is_meta or hasattr(tensor, "fake_mode"))
 
 
 def _two_layers(channels: int, out_channels: int) -> nn.Sequential:
