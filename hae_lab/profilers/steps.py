@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest import mock
 from weakref import ref
 
@@ -32,6 +32,7 @@ from hae_lab.models.columns import Pairs
 from hae_lab.profilers.tracing import Call, _unchanged, operator_macs, to_meta
 
 aten = torch.ops.aten
+T = TypeVar("T")
 Loss = Callable[[Any], Tensor]
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -291,6 +292,21 @@ def _state_bytes(state: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
 
 
+class Marks(Generic[T]):
+    """Who was running when a node of the autograd graph was made, by the sequence numbers of nodes."""
+
+    def __init__(self, outside: T) -> None:
+        self.numbers, self.owners = [0], [outside]
+
+    def add(self, owner: T) -> None:
+        """From here on nodes are this owner's."""
+        self.numbers.append(torch._C._autograd._get_sequence_nr())
+        self.owners.append(owner)
+
+    def owner(self, node: Any) -> T:
+        return self.owners[bisect_right(self.numbers, node._sequence_nr()) - 1]
+
+
 class StepRecorder(TorchDispatchMode):
     """Files operators and storages under the call of a module that runs, or whose node of the graph runs."""
 
@@ -302,7 +318,7 @@ class StepRecorder(TorchDispatchMode):
         self.outside = StepCall(LOSS, nn.Module(), None, (), {})
         self.calls = [self.outside]
         self.running = [self.outside]
-        self.marks: list[tuple[int, StepCall]] = [(0, self.outside)]  # first sequence number of a stretch -> its call
+        self.marks = Marks(self.outside)
         self.events: list[int] = []
         self.storages: list[Storage] = []
         self.known: set[int] = set()  # storages that are there before the step
@@ -344,7 +360,7 @@ class StepRecorder(TorchDispatchMode):
             call.input_needs_grad = any(_needs_grad(leaf) for leaf in tree_leaves((args, dict(kwargs))))
             self.calls.append(call)
         self.running.append(call)
-        self._mark()
+        self.marks.add(call)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         while self.running[-1].module is not module:
@@ -353,10 +369,7 @@ class StepRecorder(TorchDispatchMode):
         if FORWARD not in self.ends:
             with self.unseen():  # stand-ins, for a tensor that is kept here would never die
                 call.args, call.kwargs, call.output = map(to_meta, (call.args, dict(call.kwargs), output))
-        self._mark()
-
-    def _mark(self) -> None:
-        self.marks.append((torch._C._autograd._get_sequence_nr(), self.running[-1]))
+        self.marks.add(self.running[-1])
 
     def _owner(self) -> StepCall:
         if len(self.running) > 1 or FORWARD not in self.ends:
@@ -368,7 +381,7 @@ class StepRecorder(TorchDispatchMode):
             return self.outside
         if hasattr(node, "variable"):  # a gradient arrives at a parameter
             return self._first_call(self.owners.get(id(node.variable), LOSS))
-        call = self.marks[bisect_right(self.marks, node._sequence_nr(), key=lambda mark: mark[0]) - 1][1]
+        call = self.marks.owner(node)
         call.reached = True
         return call
 
