@@ -55,8 +55,8 @@ def memory_totals(
     training step takes when it holds most; training_peak_bytes: with parameters, buffers, inputs and optimizer state.
     """
     model, args, kwargs = prepare(config_or_module, batch, inputs)
-    step = training_step(model, args, kwargs, loss=loss, optimizer=optimizer)
-    return totals_of(step, inference_step(model, args, kwargs))
+    inference = inference_step(model, args, kwargs)
+    return totals_of(training_step(model, args, kwargs, loss=loss, optimizer=optimizer, warm=False), inference)
 
 
 def totals_of(step: Step, inference: Step) -> pd.Series:

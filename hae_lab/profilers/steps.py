@@ -193,10 +193,12 @@ def training_step(
     *,
     loss: Loss | None = None,
     optimizer: Optimizer | None = torch.optim.AdamW,
+    warm: bool = True,
 ) -> Step:
     """Follow one step of a training that has begun: the optimizer has its state, gradients are empty.
 
     `loss` makes a scalar of the output (default: `mean_square`); `optimizer` takes the parameters, None means none.
+    `warm=False` leaves out the forward pass before, for a model that has just made one.
     The model's mode is that of its modules; parameters without `requires_grad` are frozen.
     Raises `HAELabError` for what cannot run on the meta device, and where no parameter gets a gradient.
     """
@@ -209,7 +211,9 @@ def training_step(
         recorder.end(FORWARD)
         scalar.backward()
 
-    with _following(recorder, state, arguments):
+    if warm:  # a model makes some things once, such as the plans of its masks
+        inference_step(model, args, kwargs)
+    with _following(recorder):
         updater = _begun(optimizer, trained)
         recorder.know(tree_leaves([] if updater is None else [updater.state[p] for p in trained.values()]))
         with recorder:
@@ -225,10 +229,13 @@ def training_step(
 
 def inference_step(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Step:
     """Follow one forward pass without gradients. Raises `HAELabError` for what cannot run on the meta device."""
-    recorder, state, arguments = _set_up(model, args, kwargs)
-    with _following(recorder, state, arguments), torch.no_grad(), recorder:
-        _with_state(model, state, lambda model: model(*arguments[0], **arguments[1]))
-        recorder.end(FORWARD)
+    for _ in range(2):
+        recorder, state, arguments = _set_up(model, args, kwargs)
+        with _following(recorder), torch.no_grad(), recorder:
+            _with_state(model, state, lambda model: model(*arguments[0], **arguments[1]))
+            recorder.end(FORWARD)
+        if not recorder.alive:
+            break  # else the model made what it makes once, such as the plans of its masks
     return recorder.step({}, {}, arguments)
 
 
@@ -242,13 +249,11 @@ def _set_up(model: nn.Module, args: Any, kwargs: Any) -> tuple["StepRecorder", d
 
 
 @contextmanager
-def _following(recorder: "StepRecorder", state: dict[str, Tensor], arguments: tuple[Any, Any]) -> Iterator[None]:
+def _following(recorder: "StepRecorder") -> Iterator[None]:
     model = recorder.model
     try:
-        with _unchanged(model):
-            with torch.no_grad():  # what a model makes once, such as the plans of its masks
-                _with_state(model, state, lambda model: model(*arguments[0], **arguments[1]))
-            with recorder.hooks(), recorder.pairs_by_shape(), FusedAttention(recorder), torch.enable_grad():
+        with _unchanged(model), recorder.hooks(), recorder.pairs_by_shape(), FusedAttention(recorder):
+            with torch.enable_grad():
                 yield
     except HAELabError:
         raise
@@ -317,6 +322,7 @@ class StepRecorder(TorchDispatchMode):
         self.owners = owners  # id of a parameter -> path of the module that has it
         self.outside = StepCall(LOSS, nn.Module(), None, (), {})
         self.calls = [self.outside]
+        self.first_calls: dict[str, StepCall] = {}  # by path
         self.running = [self.outside]
         self.marks = Marks(self.outside)
         self.events: list[int] = []
@@ -359,6 +365,7 @@ class StepRecorder(TorchDispatchMode):
             call = StepCall(self.paths[module], module, self.running[-1], args, kwargs)
             call.input_needs_grad = any(_needs_grad(leaf) for leaf in tree_leaves((args, dict(kwargs))))
             self.calls.append(call)
+            self.first_calls.setdefault(call.path, call)
         self.running.append(call)
         self.marks.add(call)
 
@@ -396,7 +403,7 @@ class StepRecorder(TorchDispatchMode):
         return None
 
     def _first_call(self, path: str) -> StepCall:
-        return next((call for call in self.calls if call.path == path), self.outside)
+        return self.first_calls.get(path, self.outside)
 
     def _phase(self) -> str:
         if FORWARD not in self.ends:
@@ -411,19 +418,19 @@ class StepRecorder(TorchDispatchMode):
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = operator(*args, **(kwargs or {}))
-        if self.blind:
+        if self.blind or operator.is_view:
             return out
         call, phase = self._owner(), self._phase()
-        if phase != UPDATE and not operator.is_view:
+        if phase != UPDATE:
             macs = step_macs(operator, args, out)
             if macs is None:
                 call.unknown[str(operator.overloadpacket)] += 1
             else:
                 self.credit(call, phase, *macs)
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-            call.bytes_by[phase] += sum({_storage_key(t): _touched(t) for t in tensors}.values())
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.is_meta:
+            touched = {_storage_key(t): _touched(t) for t in (*_tensors(args), *_tensors(kwargs or ()), *_tensors(out))}
+            call.bytes_by[phase] += sum(touched.values())
+        for tensor in _tensors(out):
+            if tensor.is_meta:
                 self._see(tensor, call.path)
         return out
 
@@ -479,6 +486,17 @@ class StepRecorder(TorchDispatchMode):
 
         with mock.patch.multiple(Pairs, dot=dot, to_queries=to_queries):
             yield
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in what an operator takes or gives: a tensor, or flat lists of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 def _storage_key(tensor: Tensor) -> int:
