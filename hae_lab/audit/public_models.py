@@ -47,6 +47,17 @@ class Swap(nn.Module):
         return x.transpose(self.first, self.second)
 
 
+class Mean(nn.Module):
+    """The mean over one dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dim)
+
+
 def _conv_norm(c_in: int, c_out: int, side: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(c_in, c_out, side, stride, side // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(c_out)]
@@ -194,7 +205,7 @@ def mlp_mixer_b16() -> nn.Module:
     for _ in range(12):
         over_patches = nn.Sequential(nn.LayerNorm(768), Swap(1, 2), *mlp(196, 384), Swap(1, 2))
         layers += [Residual(over_patches), Residual(nn.Sequential(nn.LayerNorm(768), *mlp(768, 3072)))]
-    pooled = [nn.LayerNorm(768), Swap(1, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(768, 1000)]
+    pooled = [nn.LayerNorm(768), Mean(1), nn.Linear(768, 1000)]
     return nn.Sequential(*layers, *pooled)
 
 

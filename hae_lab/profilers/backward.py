@@ -40,6 +40,13 @@ def _body_attention(call: StepCall) -> Gradients:
     return Gradients(2 * call.macs, call.macs // 2 if call.fused else 0)
 
 
+def _multihead_attention(call: StepCall) -> Gradients:
+    """torch's layer, all of it trained: projections like linear layers, scores and values like all attention."""
+    query, key = (_argument(call, index, name) for index, name in enumerate(("query", "key")))
+    keys = key.shape[1] if call.module.batch_first and key.dim() == 3 else key.shape[0]
+    return Gradients(2 * call.macs, query.numel() * keys if call.fused else 0)
+
+
 def _sparse_attention(call: StepCall) -> Gradients:
     """In-projections like linear layers; scores and values of the pairs that the kernel runs like all attention."""
     attention, mask = call.module, _argument(call, 1, "mask")
@@ -72,6 +79,7 @@ _WEIGHTED = (
 # by the forward function, so that a subclass with another one is not mistaken for its parent
 GRADIENTS: dict[Any, Callable[[StepCall], Gradients]] = {
     **{kind.forward: _weighted for kind in _WEIGHTED},
+    nn.MultiheadAttention.forward: _multihead_attention,
     AttentionBlock.forward: _body_attention,
     SparseMultiheadAttention.forward: _sparse_attention,
 }

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, Generic, TypeVar
 from unittest import mock
@@ -50,7 +51,8 @@ _ZERO_MACS = (
     "select_backward slice_backward diagonal_backward unfold_backward index_add index_add_ scatter_add scatter_add_ "
     "glu_backward native_dropout_backward _fused_rms_norm_backward _prelu_kernel_backward reflection_pad1d_backward "
     "reflection_pad2d_backward replication_pad1d_backward replication_pad2d_backward nll_loss_backward "
-    "nll_loss_forward nll_loss2d_forward nll_loss2d_backward value_selecting_reduction_backward"
+    "hardtanh_backward hardswish_backward hardsigmoid_backward log_sigmoid_backward as_strided_ squeeze_ unsqueeze_ t_ "
+    "transpose_ nll_loss_forward nll_loss2d_forward nll_loss2d_backward value_selecting_reduction_backward"
 ).split()
 ZERO_MACS = {getattr(aten, name) for name in _ZERO_MACS if hasattr(aten, name)}
 
@@ -207,7 +209,7 @@ def training_step(
     require(bool(trained), f"{type(model).__name__} has no parameter that needs a gradient: nothing is trained")
 
     def there_and_back(model: nn.Module) -> None:
-        scalar = (loss or mean_square)(model(*arguments[0], **arguments[1]))
+        scalar = (loss or mean_square)(_call(model, arguments))
         recorder.end(FORWARD)
         scalar.backward()
 
@@ -232,11 +234,16 @@ def inference_step(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     for _ in range(2):
         recorder, state, arguments = _set_up(model, args, kwargs)
         with _following(recorder), torch.no_grad(), recorder:
-            _with_state(model, state, lambda model: model(*arguments[0], **arguments[1]))
+            _with_state(model, state, partial(_call, arguments=arguments))
             recorder.end(FORWARD)
         if not recorder.alive:
             break  # else the model made what it makes once, such as the plans of its masks
     return recorder.step({}, {}, arguments)
+
+
+def _call(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    args, kwargs = arguments
+    return model(*args, **kwargs)
 
 
 def _set_up(model: nn.Module, args: Any, kwargs: Any) -> tuple["StepRecorder", dict[str, Tensor], tuple[Any, Any]]:
@@ -250,17 +257,22 @@ def _set_up(model: nn.Module, args: Any, kwargs: Any) -> tuple["StepRecorder", d
 
 @contextmanager
 def _following(recorder: "StepRecorder") -> Iterator[None]:
-    model = recorder.model
     try:
-        with _unchanged(model), recorder.hooks(), recorder.pairs_by_shape(), FusedAttention(recorder):
-            with torch.enable_grad():
-                yield
+        with (
+            _unchanged(recorder.model),
+            recorder.hooks(),
+            recorder.pairs_by_shape(),
+            FusedAttention(recorder),
+            torch.enable_grad(),
+        ):
+            yield
     except HAELabError:
         raise
     except Exception as error:
+        kind = type(recorder.model).__name__
         raise HAELabError(
-            f"a step of {type(model).__name__} cannot be followed on the meta device ({error}): its inputs must fit, "
-            "its tensors must be parameters or buffers, and neither model nor loss may read values (.item(), .tolist())"
+            f"a step of {kind} cannot be followed on the meta device ({error}): its inputs must fit, its tensors must "
+            "be parameters or buffers, and neither model nor loss may read values (.item(), .tolist())"
         ) from error
 
 
