@@ -67,6 +67,17 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
     show.set_defaults(run=run_show)
 
+    profile = commands.add_parser("profile", help="parameters, MACs and training memory of any model, module by module")
+    profile.add_argument(
+        "model", help=f"{', '.join(VARIANTS)}; or MODULE:FUNCTION that returns a model, or (model, inputs)"
+    )
+    profile.add_argument("--preset", default="brats128", help="of a variant (default: brats128)")
+    profile.add_argument("--batch", type=int, default=1, help="images of a variant (default: 1)")
+    profile.add_argument("--time", action="store_true", help="run it too, and say where the time goes")
+    profile.add_argument("--depth", type=int, default=3, help="levels of the tree (default: 3)")
+    profile.add_argument("--out", type=Path, metavar="FILE", help="keep the rows: .csv, .parquet, or the tree: .html")
+    profile.set_defaults(run=run_profile)
+
     notebooks = commands.add_parser("notebooks", help="execute the notebooks, or make copies for class")
     task = notebooks.add_mutually_exclusive_group(required=True)
     task.add_argument("--refresh", nargs="*", metavar="NAME", help="execute these, or all, and write them back")
@@ -165,6 +176,19 @@ def run_show(options: argparse.Namespace) -> None:
     from hae_lab.profilers.tree import module_tree
 
     print(module_tree(config(options.variant, options.preset), options.depth))
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    from hae_lab.profilers import report
+
+    if ":" in options.model:
+        model, inputs = report.load_model(options.model)
+    else:
+        model, inputs = config(options.model, options.preset), None
+    result = report.profile(model, inputs, batch=options.batch, time=options.time)
+    print(result.text(options.depth))
+    if options.out:
+        print(f"\nkept in {result.write(options.out).resolve()}")
 
 
 def run_notebooks(options: argparse.Namespace) -> None:

@@ -40,7 +40,9 @@ def roofline(rows: pd.DataFrame) -> Chart:
     idle = rows.loc[rows["macs"] == 0, "share_percent"].sum()
     ax.plot([], [], " ", label=f"without MACs, {idle:.0f} % of the time")
     ax.set(xscale="log", yscale="log", xlabel="FLOPs a byte moved", ylabel="GFLOP/s")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    for handle in legend.legend_handles[: working["kind"].nunique()]:
+        handle.set_sizes([70])
     where = rows.iloc[0]
     threads = f"{where['threads']} thread{'s' if where['threads'] > 1 else ''}"
     note = f"{where['device_name']}, {threads}, {where['clock']}; hooks cost {where['overhead_percent']:.0f} %"
@@ -57,12 +59,13 @@ def _draw_roof(ax: Axes, rows: pd.DataFrame, working: pd.DataFrame) -> None:
     ax.annotate(
         f"arithmetic: {peak:,.0f} GFLOP/s", (intensity[-1], peak), xytext=(0, 6), textcoords="offset points", ha="right"
     )
+    below_ridge = np.sqrt(intensity[0] * ridge)
     ax.annotate(
         f"memory: {bandwidth:,.0f} GB/s",
-        (intensity[0], intensity[0] * bandwidth),
-        xytext=(6, 0),
+        (below_ridge, below_ridge * bandwidth),
+        xytext=(-8, 4),
         textcoords="offset points",
-        va="top",
+        ha="right",
     )
 
 

@@ -134,7 +134,7 @@ def _rows(calls: list[StepCall]) -> list[dict[str, Any]]:
     if unknown:
         names = ", ".join(f"{name} x {count}" for name, count in unknown.items())
         rows.append(
-            place | dict.fromkeys(MACS, float("nan")) | {"counted_by": "nobody", "note": f"no formula: {names}"}
+            place | dict.fromkeys(MACS, float("nan")) | {"counted_by": "nobody", "note": f"no formula for {names}"}
         )
     return rows
 

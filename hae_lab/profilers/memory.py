@@ -1,7 +1,8 @@
 """What training needs of memory: what autograd saves, module by module, and the peaks, without allocating any of it.
 
 A training step is followed on the meta device (`profilers.steps`), storage by storage, so views and shared tensors
-count once. Bytes are those of tensors: what a library takes for itself inside an operator is not seen.
+count once. Bytes are those of tensors: what a library takes for itself inside an operator, such as oneDNN's copy of
+what a convolution reads, is not seen.
 """
 
 from collections import Counter

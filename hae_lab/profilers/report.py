@@ -9,6 +9,7 @@ Nothing is computed and no weights are allocated, unless time is asked for; see 
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hae_lab.checks import require_name, require_whole
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.family import HAEConfig
+from hae_lab.files import atomic_path
+from hae_lab.parts import load
 from hae_lab.profilers.backward import MACS, backward_rows
 from hae_lab.profilers.layer_times import time_by_layer
 from hae_lab.profilers.memory import memory_rows, totals_of
 from hae_lab.profilers.steps import LOSS, Loss, Optimizer, Step, inference_step, prepare, training_step
+from hae_lab.tables import write
 
 TIMES = ["forward_ms", "backward_ms", "ms"]
 SHOWN = {"params": "parameters", "macs_forward": "MACs", "saved_bytes": "kept for backward", "ms": "time"}
@@ -87,6 +91,16 @@ class Profile:
         notes = [f"{path or 'model'}: {note}" for path, note in zip(tree["path"], tree["note"], strict=True) if note]
         return "\n".join([self.summary(), "", *lines, *([""] if notes else []), *notes])
 
+    def write(self, path: str | Path) -> Path:
+        """Keep the rows as .csv or .parquet, or the tree as a page, .html; return the path."""
+        path = Path(path)
+        if path.suffix != ".html":
+            return write(self.frame, path)
+        page = f"<!doctype html><meta charset='utf-8'><title>{escape(self.summary())}</title>{self._repr_html_()}"
+        with atomic_path(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return path
+
     def _columns(self) -> dict[str, str]:
         return {column: title for column, title in SHOWN.items() if column in self.frame}
 
@@ -146,6 +160,19 @@ def profile(
     amounts = [name for name in ("params", "params_dead", *MACS, *TIMES) if name in frame]
     totals = pd.concat([frame[amounts].sum(skipna=False), totals_of(step, inference)])
     return Profile(frame, totals, _shapes((args, kwargs)), clock)
+
+
+def load_model(target: str) -> tuple[nn.Module | HAEConfig, Any]:
+    """The model that a "module:function" returns, and its inputs, None if it returns the model alone.
+
+    Raises `HAELabError` for a function that cannot be imported, and for another result.
+    """
+    made = load(target, "model")
+    made = made() if callable(made) and not isinstance(made, nn.Module) else made
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    fits = isinstance(model, nn.Module | HAEConfig)
+    require(fits, f"{target!r} returned {type(made).__name__}: a model or (model, inputs) is needed")
+    return model, inputs
 
 
 # the rows

@@ -6,7 +6,6 @@ node of the graph belongs to the call of a module that was running when it was m
 Fused attention runs where a CPU would take it; the model is as it was afterwards.
 """
 
-import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -336,6 +335,7 @@ class StepRecorder(TorchDispatchMode):
         self.calls = [self.outside]
         self.first_calls: dict[str, StepCall] = {}  # by path
         self.running = [self.outside]
+        self.again: StepCall | None = None  # whose function a checkpoint runs again
         self.marks = Marks(self.outside)
         self.events: list[int] = []
         self.storages: list[Storage] = []
@@ -371,8 +371,10 @@ class StepRecorder(TorchDispatchMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if FORWARD in self.ends:  # a checkpoint runs it again
+        if FORWARD in self.ends:  # a checkpoint runs it again, called by the module that ran it first
             call = self._first_call(self.paths[module])
+            if len(self.running) == 1:
+                self.again = call.parent
         else:
             call = StepCall(self.paths[module], module, self.running[-1], args, kwargs)
             call.input_needs_grad = any(_needs_grad(leaf) for leaf in tree_leaves((args, dict(kwargs))))
@@ -393,8 +395,8 @@ class StepRecorder(TorchDispatchMode):
     def _owner(self) -> StepCall:
         if len(self.running) > 1 or FORWARD not in self.ends:
             return self.running[-1]
-        if torch.is_grad_enabled():  # a checkpoint runs its function again
-            return self._frame_owner() or self.outside
+        if torch.is_grad_enabled() and self.again is not None:
+            return self.again
         node = torch._C._current_autograd_node()
         if node is None:
             return self.outside
@@ -403,16 +405,6 @@ class StepRecorder(TorchDispatchMode):
         call = self.marks.owner(node)
         call.reached = True
         return call
-
-    def _frame_owner(self) -> StepCall | None:
-        """The first call of the innermost module whose method runs."""
-        frame = sys._getframe()
-        while frame is not None:
-            module = frame.f_locals.get("self")
-            if isinstance(module, nn.Module) and module in self.paths:
-                return self._first_call(self.paths[module])
-            frame = frame.f_back
-        return None
 
     def _first_call(self, path: str) -> StepCall:
         return self.first_calls.get(path, self.outside)
