@@ -217,6 +217,19 @@ def test_v2_saves_parameters_and_little_training_memory():
     assert 100 * (1 - saved["v2"] / saved["hae"]) == pytest.approx(6, abs=0.5)
 
 
+@pytest.mark.slow
+def test_sparse_rules_keep_more_than_dense_attention():
+    """The fused kernel of dense attention saves no scores; with dropout a CPU does not take it, and it saves them all."""
+    settings = {"preset": "brats128", "model_channels": 32}
+    saved = {
+        (rule, dropout): memory_totals(config("v2", mask_rule=rule, dropout=dropout, **settings))["saved_bytes"]
+        for rule in ("document", "document_shared", "dense")
+        for dropout in (0.0, 0.1)
+    }
+    assert saved["dense", 0.0] < saved["document", 0.0] < saved["document_shared", 0.0]
+    assert saved["document", 0.1] < saved["document_shared", 0.1] < saved["dense", 0.1]
+
+
 def test_a_checkpoint_keeps_less_and_the_optimizer_decides_the_state():
     plain, less = (memory_totals(config("hae", "lesson16", use_checkpoint=on), batch=8) for on in (False, True))
     assert less["saved_bytes"] < 0.5 * plain["saved_bytes"]

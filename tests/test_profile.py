@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hae_lab
 from hae_lab import HAELabError, build, config
 from hae_lab.__main__ import main
-from hae_lab.audit.profile_tables import public_counts
+from hae_lab.audit import profile_tables
 from hae_lab.audit.public_models import PUBLISHED
 from hae_lab.profilers.macs import compute
 from hae_lab.profilers.memory import memory_totals, training_memory
@@ -71,7 +71,7 @@ def test_the_layer_that_eats_the_memory_is_found(hungry):
     assert eater["saved_bytes"] == 2 * 8 * 64 * 64 * 4
     assert eater["shape_out"] == "(2, 8, 64, 64)"
     assert eater["share_percent"] == pytest.approx(100 * eater["saved_bytes"] / hungry.totals["saved_bytes"])
-    with pytest.raises(HAELabError, match="unknown amount 'memory': known are params, .*saved_bytes"):
+    with pytest.raises(HAELabError, match=r"unknown amount 'memory': known are params, .*saved_bytes"):
         hungry.largest("memory")
 
 
@@ -250,7 +250,7 @@ def test_command_line_profiles_a_variant_and_a_users_model(tmp_path, capsys, mon
 
 @pytest.fixture(scope="module")
 def counts():
-    return public_counts().set_index("name")
+    return profile_tables.public_counts().set_index("name")
 
 
 @pytest.mark.slow
@@ -264,6 +264,21 @@ def test_a_public_model_agrees_to_the_last_mac(counts, name):
     assert row["macs_backward"] == row["macs_backward_counter"] - row["groups_macs"]
     if not pd.isna(row["gmacs_published"]):
         assert row["macs"] / 1e9 == pytest.approx(row["gmacs_published"], abs=0.0006 if row["macs"] < 1e10 else 0.006)
+
+
+def test_the_table_of_training_memory(monkeypatch):
+    monkeypatch.setattr(profile_tables, "MEMORY_SETTINGS", (("lesson16", 16, 0.0), ("lesson16", 16, 0.1)))
+    rows = profile_tables.training_memory_rows().set_index(["variant", "dropout", "mask_rule"])
+    assert len(rows) == 2 * (1 + 3 * 3)
+    v2, hae = (rows.loc[(variant, 0.1, "dense")] for variant in ("v2", "hae"))
+    assert v2["saved_bytes"] == memory_totals(config("v2", "lesson16", dropout=0.1, mask_rule="dense"))["saved_bytes"]
+    assert v2["saved_percent_of_hae"] == pytest.approx(100 * v2["saved_bytes"] / hae["saved_bytes"])
+    assert (rows.loc["hae", "params_percent_of_hae"] == 100).all()
+    control = rows.loc[("unet", 0.0, "")]
+    hae = rows.loc[("hae", 0.0, "document")]
+    assert control["saved_percent_of_hae"] == pytest.approx(100 * control["saved_bytes"] / hae["saved_bytes"])
+    assert (rows.loc["unet", "attention_saved_bytes"] == 0).all()
+    assert (rows.loc["v2", "attention_saved_bytes"] > 0).all()
 
 
 def test_a_depthwise_convolution_has_one_filter_a_channel():

@@ -272,7 +272,7 @@ def _aligned(columns: dict[str, list[str]]) -> list[str]:
 
 STYLE = """<style>
 .hae-profile{font-size:13px;overflow-x:auto}
-.hae-profile .r{display:grid;grid-template-columns:minmax(22em,1fr) 12em repeat(COLUMNS,8em);gap:0 4px;min-width:50em}
+.hae-profile .r{display:grid;grid-template-columns:minmax(22em,1fr) 12em repeat(COLUMNS,10em);gap:0 4px;min-width:76em}
 .hae-profile .r>*{padding:1px 4px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;font-weight:normal}
 .hae-profile .r>b{text-align:right}
 .hae-profile .h>b{font-weight:bold;border-bottom:1px solid}
