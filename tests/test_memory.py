@@ -219,7 +219,7 @@ def test_v2_saves_parameters_and_little_training_memory():
 
 @pytest.mark.slow
 def test_sparse_rules_keep_more_than_dense_attention():
-    """The fused kernel of dense attention saves no scores; with dropout a CPU does not take it, and it saves them all."""
+    """Fused dense attention saves no scores; with dropout a CPU does not take the fused kernel, and all are saved."""
     settings = {"preset": "brats128", "model_channels": 32}
     saved = {
         (rule, dropout): memory_totals(config("v2", mask_rule=rule, dropout=dropout, **settings))["saved_bytes"]
