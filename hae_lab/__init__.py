@@ -16,7 +16,8 @@ _LAZY = {
         "HAEUNetModel HAEUNetModelLite HAEUNetModelV2 "
         "HybridCNNTransformerBlock HybridCNNTransformerBlockLite HybridCNNTransformerBlockV2 "
         "MultiScaleSparseTransformerBlock MultiScaleSparseTransformerBlockLite MultiScaleSparseTransformerBlockV2"
-    ).split()
+    ).split(),
+    "hae_lab.profilers.report": ["profile"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 

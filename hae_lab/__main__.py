@@ -25,7 +25,17 @@ def parser() -> argparse.ArgumentParser:
         help="import this module or file.py first: it may register variants, mask rules, data ... (repeatable)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_reproduce, add_train, add_study, add_migrate, add_show, add_notebooks, add_site, add_bench):
+    for add in (
+        add_reproduce,
+        add_train,
+        add_study,
+        add_migrate,
+        add_show,
+        add_profile,
+        add_notebooks,
+        add_site,
+        add_bench,
+    ):
         add(commands)
     return top
 
@@ -107,6 +117,19 @@ def add_show(commands: Commands) -> None:
     command.add_argument("--preset", default="brats128", help=", ".join(PRESETS))
     command.add_argument("--depth", type=int, default=5, help="levels of the tree (default: 5)")
     command.set_defaults(run=run_show)
+
+
+def add_profile(commands: Commands) -> None:
+    command = commands.add_parser("profile", help="parameters, MACs and training memory of any model, module by module")
+    command.add_argument(
+        "model", help=f"{', '.join(VARIANTS)}; or MODULE:FUNCTION that returns a model, or (model, inputs)"
+    )
+    command.add_argument("--preset", default="brats128", help="of a variant (default: brats128)")
+    command.add_argument("--batch", type=int, default=1, help="images of a variant (default: 1)")
+    command.add_argument("--time", action="store_true", help="run it too, and say where the time goes")
+    command.add_argument("--depth", type=int, default=3, help="levels of the tree (default: 3)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="keep the rows: .csv, .parquet, or the tree: .html")
+    command.set_defaults(run=run_profile)
 
 
 def add_notebooks(commands: Commands) -> None:
@@ -229,6 +252,19 @@ def run_show(options: argparse.Namespace) -> None:
     from hae_lab.profilers.tree import module_tree
 
     print(module_tree(config(options.variant, options.preset), options.depth))
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    from hae_lab.profilers import report
+
+    if ":" in options.model:
+        model, inputs = report.load_model(options.model)
+    else:
+        model, inputs = config(options.model, options.preset), None
+    result = report.profile(model, inputs, batch=options.batch, time=options.time)
+    print(result.text(options.depth))
+    if options.out:
+        print(f"\nkept in {result.write(options.out).resolve()}")
 
 
 def run_notebooks(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from hae_lab.plots.parameters import (
     what_it_would_take,
     where_parameters_sit,
 )
+from hae_lab.plots.rooflines import roofline
 from hae_lab.plots.studies import conclusions, forest, learning_curves, loss_by_quartile, pareto
 from hae_lab.presets import VARIANTS, variant_title
 
@@ -44,6 +45,7 @@ __all__ = [
     "parameter_table",
     "pareto",
     "published_counts",
+    "roofline",
     "slot_ladder",
     "slot_waterfall",
     "unet",

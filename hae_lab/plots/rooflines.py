@@ -1,0 +1,85 @@
+"""The roofline: every layer of a model against what the machine allows."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hae_lab.plots.base import PALETTE, Chart, chart, new_chart
+
+KIND_STYLES = {
+    "convolution": (PALETTE[0], "o"), "linear": (PALETTE[2], "s"), "sparse attention": (PALETTE[3], "*"),
+    "attention": (PALETTE[1], "D"), "resampling": (PALETTE[9], "^"), "other": (PALETTE[7], "X"),
+}  # fmt: skip
+
+
+@chart
+def roofline(rows: pd.DataFrame) -> Chart:
+    """Work a second against work a byte, a point a layer, as large as its time. Rows: `profilers.time_by_layer`.
+
+    Layers without multiply-accumulates have no place on it; the legend says what share of the time they and the others
+    take.
+    """
+    figure = new_chart(_title(rows))
+    ax = figure.subplots()
+    working = rows[(rows["macs"] > 0) & (rows["ms"] > 0)]
+    for kind, layers in working.groupby("kind", sort=False):
+        colour, marker = KIND_STYLES.get(kind, KIND_STYLES["other"])
+        share = rows.loc[rows["kind"] == kind, "share_percent"].sum()
+        ax.scatter(
+            layers["flops_per_byte"],
+            layers["gflops_per_second"],
+            s=20 + 60 * layers["share_percent"],
+            color=colour,
+            marker=marker,
+            alpha=0.75,
+            edgecolors="white",
+            linewidths=0.5,
+            label=f"{kind}, {share:.0f} % of the time",
+        )
+    _draw_roof(ax, rows, working)
+    idle = rows.loc[rows["macs"] == 0, "share_percent"].sum()
+    ax.plot([], [], " ", label=f"without MACs, {idle:.0f} % of the time")
+    ax.set(xscale="log", yscale="log", xlabel="FLOPs a byte moved", ylabel="GFLOP/s")
+    legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    for handle in legend.legend_handles[: working["kind"].nunique()]:
+        handle.set_sizes([70])
+    where = rows.iloc[0]
+    threads = f"{where['threads']} thread{'s' if where['threads'] > 1 else ''}"
+    note = f"{where['device_name']}, {threads}, {where['clock']}; hooks cost {where['overhead_percent']:.0f} %"
+    figure.text(0.99, 0.005, note, ha="right", fontsize=10)
+    return figure
+
+
+def _draw_roof(ax: Axes, rows: pd.DataFrame, working: pd.DataFrame) -> None:
+    peak, bandwidth = rows["peak_gflops_per_second"].iloc[0], rows["gbytes_per_second"].iloc[0]
+    ridge = peak / bandwidth
+    reach = [ridge, *working["flops_per_byte"]]
+    intensity = np.geomspace(min(reach) / 2, max(reach) * 2, 200)
+    ax.plot(intensity, np.minimum(peak, intensity * bandwidth), color="black", linewidth=1.5)
+    ax.annotate(
+        f"arithmetic: {peak:,.0f} GFLOP/s", (intensity[-1], peak), xytext=(0, 6), textcoords="offset points", ha="right"
+    )
+    below_ridge = np.sqrt(intensity[0] * ridge)
+    ax.annotate(
+        f"memory: {bandwidth:,.0f} GB/s",
+        (below_ridge, below_ridge * bandwidth),
+        xytext=(-8, 4),
+        textcoords="offset points",
+        ha="right",
+    )
+
+
+def _title(rows: pd.DataFrame) -> str:
+    """Which kind of part takes the time, and what attention does, sparse if there is some."""
+    shares = rows[rows["kind"] != "outside"].groupby("kind")["share_percent"].sum().sort_values(ascending=False)
+    first = shares.index[0]
+    words = f"{first.capitalize()} takes {shares.iloc[0]:.0f} % of the time"
+    second = next((kind for kind in ("sparse attention", "attention") if kind in shares and kind != first), None)
+    second = second or next((kind for kind in shares.index[1:]), None)
+    if second is None:
+        return words
+    most = rows[(rows["kind"] == first) & (rows["macs"] > 0)]
+    reached = 2 * most["macs"].sum() / most["ms"].sum() / 1e6 if len(most) else 0.0
+    percent = 100 * reached / rows["peak_gflops_per_second"].iloc[0]
+    at = f", at {percent:.0f} % of the machine's peak" if reached else ""
+    return f"{words}{at}; {second} takes {shares[second]:.0f} %"
