@@ -1,7 +1,7 @@
 """The models: parts (`layers`, `attention`), the hybrid block (`hybrid`), the U-Net (`unet`), and their weights."""
 
 from hae_lab.models.checkpoints import build, load_checkpoint, save_checkpoint, transfer_weights
-from hae_lab.models.freeze import freeze
+from hae_lab.models.frozen import freeze
 from hae_lab.models.hybrid import (
     MSTB,
     HybridBlock,

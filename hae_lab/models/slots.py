@@ -40,7 +40,7 @@ from torch.func import functional_call
 from hae_lab.checks import HAELabError, require
 from hae_lab.family import HAEConfig
 from hae_lab.masks import TokenGrid
-from hae_lab.parts import SLOT_PARTS, is_ours
+from hae_lab.parts import SLOT_PARTS
 
 # where a block keeps the part of each slot
 ATTRIBUTES = {"regions": "region_tokens", "mlp": "token_mlp", "fusion": "join"}
@@ -85,7 +85,7 @@ def make_part(slot: str, name: str, channels: int, *options: Any) -> nn.Module:
         raise HAELabError(f"{what} cannot be {needed}: {error}; see hae_lab.models.slots") from None
     part = maker(channels, *options)
     require(isinstance(part, nn.Module), f"{what} gives a {type(part).__name__}: it must be an nn.Module")
-    if not is_ours(maker):
+    if not SLOT_PARTS[slot].is_own(name):
         patch_sizes = tuple(options[0]) if slot == "regions" else ()
         for side in (1, lcm(*patch_sizes)):  # a map that no patch fits, and one that all fit
             _try(part, what, slot, TokenGrid(side, side, (1, *patch_sizes)), channels, *options)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from hae_lab.family import HAEConfig
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.models.columns import column_plans
+from hae_lab.models.columns import ColumnPlan, column_plans
 from hae_lab.models.layers import AttentionBlock
+from hae_lab.models.plans import plan_of
 from hae_lab.profilers.steps import BACKWARD, FORWARD, RECOMPUTED, Loss, Step, StepCall, prepare, training_step
 
 MACS = ["macs_forward", "macs_backward", "macs_recomputed"]
@@ -57,16 +58,16 @@ def _sparse_attention(call: StepCall) -> Gradients:
     again = attended // 2 if call.fused else 0
     if kernel == "columns":
         heads = attention.heads // mask.groups
-        slices = heads * sum(_slice_pairs(plan) for plan in column_plans(mask, torch.device("cpu")))
+        slices = heads * sum(map(_slice_pairs, plan_of(column_plans, mask, attention.heads, torch.device("cpu"))))
         again = batch * slices * channels // attention.heads
     return Gradients(
         projections * (call.input_needs_grad + attention.in_proj_weight.requires_grad) + 2 * attended, again
     )
 
 
-def _slice_pairs(plan: Any) -> int:
+def _slice_pairs(plan: ColumnPlan) -> int:
     """Pairs of a plan of the kernel `columns` whose keys are slices."""
-    return sum(len(block.blocked) * sum(keys.stop - keys.start for keys in block.slabs) for block in plan.blocks)
+    return plan.blocked.numel() - plan.columns.numel()
 
 
 def _argument(call: StepCall, index: int, name: str) -> Any:

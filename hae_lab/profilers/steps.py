@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 from hae_lab.checks import HAELabError, require, require_whole
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
-from hae_lab.models.columns import Pairs
 from hae_lab.profilers.tracing import Call, _unchanged, operator_macs, to_meta
 
 aten = torch.ops.aten
@@ -260,7 +259,6 @@ def _following(recorder: "StepRecorder") -> Iterator[None]:
         with (
             _unchanged(recorder.model),
             recorder.hooks(),
-            recorder.pairs_by_shape(),
             FusedAttention(recorder),
             torch.enable_grad(),
         ):
@@ -475,21 +473,6 @@ class StepRecorder(TorchDispatchMode):
         if record is not None and not record.saved and FORWARD not in self.ends:
             record.saved, record.path = True, self.running[-1].path
         return tensor.detach()  # the tensor itself would hold the node that saves it
-
-    @contextmanager
-    def pairs_by_shape(self) -> Iterator[None]:
-        """Products over lists of pairs as real devices make them: the meta device gathers keys, to count them."""
-
-        def dot(pairs: Pairs, x: Tensor, y: Tensor) -> Tensor:
-            self.credit(self._owner(), self._phase(), x.numel() * pairs.columns.shape[1])
-            return x.new_empty(len(x), *pairs.columns.shape)
-
-        def to_queries(pairs: Pairs, weights: Tensor, y: Tensor) -> Tensor:
-            self.credit(self._owner(), self._phase(), weights.numel() * y.shape[-1])
-            return y.new_empty(*weights.shape[:2], y.shape[-1])
-
-        with mock.patch.multiple(Pairs, dot=dot, to_queries=to_queries):
-            yield
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

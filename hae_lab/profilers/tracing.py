@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from hae_lab.checks import HAELabError
 
@@ -70,6 +71,8 @@ def operator_macs(operator: Any, args: tuple[Any, ...], out: Any) -> int | None:
     packet = operator.overloadpacket
     if packet in OPERATOR_MACS:
         return OPERATOR_MACS[packet](args, out)
+    if packet in flop_registry:  # an operator whose author told torch what it costs, such as the kernel `columns`
+        return flop_registry[packet](*args, out_val=out) // 2
     is_elementwise = torch.Tag.pointwise in operator.tags
     return 0 if is_elementwise or operator.is_view or packet in ZERO_MACS else None
 
