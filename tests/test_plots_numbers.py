@@ -355,7 +355,7 @@ def test_quartiles_draw_differences_in_percent_of_the_baseline():
             percents = 100 * (by_seed[cell] - by_seed["unet"]) / by_seed["unet"].mean()
             x = quartile + 0.75 * ((place + 0.5) / 3 - 0.5)
             assert next(found) == pytest.approx((x - 0.02, *t_interval(percents)))
-            dots = next(seeds).get_offsets()
+            dots = np.array(next(seeds).get_offsets().tolist())
             assert dots[:, 0] == pytest.approx([x + 0.05] * 5)
             assert sorted(dots[:, 1]) == pytest.approx(sorted(percents))
         tick = ax.get_xticklabels()[quartile].get_text()
