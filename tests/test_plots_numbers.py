@@ -348,12 +348,16 @@ def test_quartiles_draw_differences_in_percent_of_the_baseline():
     rows = study_rows()
     ax = plots.loss_by_quartile(rows).axes[0]
     found = iter(intervals(ax))
+    seeds = (marks for marks in ax.collections if isinstance(marks, PathCollection))
     for quartile in range(4):
         by_seed = rows.pivot(index="seed", columns="cell", values=f"loss_q{quartile + 1}")
         for place, cell in enumerate(("hae", "lite", "v2")):
-            mean, low, high = t_interval(100 * (by_seed[cell] - by_seed["unet"]) / by_seed["unet"].mean())
+            percents = 100 * (by_seed[cell] - by_seed["unet"]) / by_seed["unet"].mean()
             x = quartile + 0.75 * ((place + 0.5) / 3 - 0.5)
-            assert next(found) == pytest.approx((x - 0.02, mean, low, high))
+            assert next(found) == pytest.approx((x - 0.02, *t_interval(percents)))
+            dots = np.array(next(seeds).get_offsets().tolist())
+            assert dots[:, 0] == pytest.approx([x + 0.05] * 5)
+            assert sorted(dots[:, 1]) == pytest.approx(sorted(percents))
         tick = ax.get_xticklabels()[quartile].get_text()
         assert tick == f"q{quartile + 1}\n{by_seed['unet'].mean():.2g}"
 
