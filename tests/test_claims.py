@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hae_lab import HAELabError, build
-from hae_lab.audit import claims, clone, quality_tables, readings, verdicts
+from hae_lab.audit import claims, clone, quality_readings, quality_tables, readings, verdicts
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured
 from hae_lab.masks import TokenGrid
@@ -207,7 +207,7 @@ def runs(losses: dict[str, float], seeds: int = 5) -> pd.DataFrame:
 def test_the_verdict_at_equal_parameters_is_that_of_the_better(hae, wide, verdict):
     rows = runs({"hae": hae, quality_tables.WIDE_V2: wide}).assign(params=1000, macs=10)
     rows.loc[rows["cell"] == quality_tables.WIDE_V2, ["params", "macs"]] = [1200, 15]
-    found = list(readings.quality(measured(study_equal_parameters=rows)))
+    found = list(quality_readings.quality(measured(study_equal_parameters=rows)))
     (finding,) = [each for each in found if "V2 widened" in each.scope]
     assert finding.verdict == verdict
     assert "V2 widened to 120 % of HAE's parameters and 150 % of its MACs" in finding.scope
@@ -222,7 +222,7 @@ def test_an_order_at_equal_time_needs_times_that_differ(spread, verdict):
     ms = training["variant"].map({"unet": 90.0, "hae": 100.0, "lite": 99.0, "v2": 98.0})
     training = training.assign(ms_median=ms, ms_q1=ms - spread, ms_q3=ms + spread)
     changed = measured(study_variants_curves=curves, bench_training_cpu=training)
-    (finding,) = [each for each in readings.quality(changed) if "equal compute time, phantoms" in each.scope]
+    (finding,) = [each for each in quality_readings.quality(changed) if "equal compute time, phantoms" in each.scope]
     assert finding.verdict == verdict
     assert ("cannot be told apart" in finding.computed) == (verdict == "cannot tell")
 

@@ -1,6 +1,6 @@
 """The document's claims, one by one: what it says, what we compute or measure, and whether it holds, where.
 
-Here stand the statements; `readings` computes, and `verdicts` has the rules.
+Here stand the statements; `readings` and `quality_readings` compute, and `verdicts` has the rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from hae_lab.audit import readings
+from hae_lab.audit import quality_readings, readings
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.readings import Finding
 
@@ -72,7 +72,7 @@ CHECKS: tuple[tuple[Claim, Callable[[Measured], Iterator[Finding]]], ...] = (
             "quality_order", "性能特点总结", "最高的生成质量，完整的特征表达能力",
             "Quality in the order HAE, HAE Lite, HAE V2", "HAE > Lite > V2",
         ),
-        readings.quality,
+        quality_readings.quality,
     ),
     (
         Claim(
