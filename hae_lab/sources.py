@@ -182,7 +182,7 @@ class _Walk:
             self._add_code(f"{name} class", type(value))
             self._add_all(name, _state(value))
         else:
-            self.lines.append(f"{name} = {value.to_csv() if home == 'pandas' else _repr(value)}")
+            self.lines.append(f"{name} = {_repr(value.to_dict()) if home == 'pandas' else _repr(value)}")
 
     def _add_array(self, name: str, value: Any) -> None:
         dtype, shape = getattr(value, "dtype", ""), getattr(value, "shape", "")

@@ -446,7 +446,7 @@ def test_exports_can_be_read_back(tmp_path):
 
 
 def test_other_formats_and_missing_pyarrow_are_named(tmp_path, monkeypatch):
-    with pytest.raises(HAELabError, match=r"a table is written as \.csv or \.parquet, got 'out\.xlsx'"):
+    with pytest.raises(HAELabError, match=r"\.csv or \.parquet, got 'out\.xlsx'"):
         tiny().export(tmp_path / "s.sqlite", "out.xlsx")
     monkeypatch.setattr("hae_lab.tables.find_spec", lambda name: None)
     with pytest.raises(HAELabError, match=r'pip install "hae-lab\[parquet\]"'):

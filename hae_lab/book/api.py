@@ -6,6 +6,7 @@ imported for it, so that torch need not load and no default is shown as the addr
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -122,8 +123,23 @@ def _constructor(node: ast.ClassDef) -> str:
     kinds = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases]))
     if "dataclass" not in kinds and "NamedTuple" not in kinds:
         return ""
-    fields = [child for _, child in definitions(node) if isinstance(child, ast.AnnAssign)]
-    return ", ".join(ast.unparse(field) for field in fields if "ClassVar" not in ast.unparse(field.annotation))
+    return ", ".join(map(ast.unparse, _fields(node)))
+
+
+def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    """The fields of a dataclass or named tuple, those of the package's classes that it extends first."""
+    inherited = [
+        field for base in node.bases if (parent := _classes().get(ast.unparse(base))) for field in _fields(parent)
+    ]
+    own = [child for _, child in definitions(node) if isinstance(child, ast.AnnAssign)]
+    return inherited + [field for field in own if "ClassVar" not in ast.unparse(field.annotation)]
+
+
+@lru_cache
+def _classes() -> dict[str, ast.ClassDef]:
+    """Every class of the package by its name."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _signature(node: Function, bound: bool = False) -> str:
