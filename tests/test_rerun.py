@@ -80,3 +80,16 @@ def test_without_studies_it_says_where_they_should_be(monkeypatch, tmp_path):
     monkeypatch.setattr(clone, "root", lambda: tmp_path)
     with pytest.raises(HAELabError, match="no study at"):
         rerun.studies()
+
+
+def test_committed_rows_count_as_done_unless_all_is_to_be_fresh(declare, tmp_path):
+    declare("slots", "0, 1", "quick")
+    run(tmp_path)
+    table = tmp_path / "data" / "study_slots.csv"
+    before = table.read_bytes()
+    again = list(rerun.rerun(tmp_path, tmp_path / "elsewhere" / "store.sqlite", workers=1))
+    assert again[0] == "slots: 4 runs, 4 ok, 0 to do"
+    assert table.read_bytes() == before
+    fresh = list(rerun.rerun(tmp_path, tmp_path / "third" / "store.sqlite", workers=1, fresh=True))
+    assert "4 to do" in fresh[0]
+    assert table.read_bytes() == before

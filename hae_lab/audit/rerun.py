@@ -7,9 +7,9 @@ from hae_lab.audit import clone
 from hae_lab.audit.lessons import lessons_minutes, train_lessons
 from hae_lab.audit.measured import CURVES
 from hae_lab.checks import require
-from hae_lab.study import Study
+from hae_lab.study import Study, committed
 from hae_lab.study.store import code_version
-from hae_lab.tables import write
+from hae_lab.tables import read, write
 
 
 def studies() -> tuple[Study, ...]:
@@ -20,15 +20,19 @@ def studies() -> tuple[Study, ...]:
     return tuple(Study.from_toml(path) for path in paths)
 
 
-def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[str]:
+def rerun(out: Path, store: Path, workers: int = 2, *, fresh: bool = False) -> Iterator[str]:
     """Run what the store lacks, train the lesson models, write their tables; yields what to tell the user.
 
-    First what each study costs, and all together; then the path of each table. A table is written when its study is
-    complete. Raises `HAELabError` for another `out` than the clone, whose data/ is what `reproduce` reads.
+    Committed rows that have the key of a planned run count as done, unless all is to be `fresh`. First what each study
+    costs, and all together; then the path of each table, which is written when its study is complete.
+    Raises `HAELabError` for another `out` than the clone, whose data/ is what `reproduce` reads.
     """
     root = clone.root()
     require(out.resolve() == root.resolve(), f"--full renews the tables of the clone: run it in {str(root)!r}")
     planned = studies()
+    if not fresh:
+        for study in planned:
+            _adopt(study, out / "data", store)
     costs = [study.cost(store, workers) for study in planned]
     yield from map(str, costs)
     lessons = lessons_minutes(workers)
@@ -39,6 +43,14 @@ def rerun(out: Path, store: Path, workers: int = 2) -> Iterator[str]:
     # under the code's name: another model starts anew
     rows = train_lessons(store.parent / "lessons" / code_version(), out / "data" / "checkpoints", workers)
     yield str(write(rows, out / "data" / "lessons.csv"))
+
+
+def _adopt(study: Study, data: Path, store: Path) -> None:
+    """Put the committed rows of a study into the store, whatever computer they come from."""
+    path, curves = data / f"study_{study.name}.csv", data / f"study_{study.name}_curves.csv"
+    rows = read(path) if path.exists() else None
+    if rows is not None and "key" in rows:  # without keys nobody knows what they are of
+        committed.adopt(study, rows, store, read(curves) if curves.exists() else None)
 
 
 def _finish(study: Study, data: Path, store: Path, workers: int) -> Iterator[str]:

@@ -61,7 +61,8 @@ def adopt(study: Study, rows: pd.DataFrame, store: str | Path = STORE, curves: p
 def verify(study: Study, rows: pd.DataFrame, count: int = 3, workers: int = 2) -> pd.DataFrame:
     """Train so many runs again, chosen evenly over the study, and compare them with the rows of a table.
 
-    A row a run and metric: cell, data, seed, metric, kept, retrained, equal (in six significant digits).
+    A row a run and metric: cell, data, seed, metric, kept, retrained, relative_difference, equal (in six significant
+    digits). The bits of a run repeat on one computer; another may differ in the last of these digits.
     Raises `HAELabError` for a run that the table lacks or that fails.
     """
     require(study.trial == TRIAL, f"{study.name} trains nothing: its trial is {study.trial}")
@@ -94,7 +95,19 @@ def _retrained(name: str, runs: Sequence[Run], workers: int) -> list[tuple[Run, 
 
 def _compared(kept: Any, retrained: Any) -> dict[str, Any]:
     equal = (_is_gap(kept) and _is_gap(retrained)) or _digits(kept) == _digits(retrained)
-    return {"kept": kept, "retrained": retrained, "equal": equal}
+    return {
+        "kept": kept,
+        "retrained": retrained,
+        "relative_difference": 0.0 if equal else _relative_difference(kept, retrained),
+        "equal": equal,
+    }
+
+
+def _relative_difference(kept: Any, retrained: Any) -> float:
+    """Their difference as a share of the kept value; infinite where one of them is missing."""
+    if _is_gap(kept) or _is_gap(retrained):
+        return math.inf
+    return abs(float(retrained) - float(kept)) / max(abs(float(kept)), 1e-12)
 
 
 def _digits(value: Any) -> str:
