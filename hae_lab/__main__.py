@@ -229,7 +229,7 @@ def run_study(options: argparse.Namespace) -> None:
         unequal, worst = int((~found["equal"]).sum()), found["relative_difference"].max()
         print(f"{unequal} of {len(found)} numbers differ in six digits, the most by {worst:.1g} of its value")
         require(
-            worst <= SAME_RUN, f"these are not the runs of {str(path)!r}: another computer makes {SAME_RUN:g} at most"
+            worst <= SAME_RUN, f"these are not the runs of {str(path)!r}: two computers differ by {SAME_RUN:g} at most"
         )
         return
     rows = study.run(

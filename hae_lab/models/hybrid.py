@@ -59,8 +59,9 @@ class MSTB(nn.Module):
         """Which token is which on a map of this size."""
         return TokenGrid(height, width, self.patch_sizes)
 
-    def tokens(self, x: Tensor, scales: tuple[int, ...]) -> Tensor:
-        """The normalised tokens of all scales, local first: (B, C, H, W) -> (B, n, C)."""
+    def tokens(self, x: Tensor, scales: tuple[int, ...] | None = None) -> Tensor:
+        """The normalised tokens of all scales, local first: (B, C, H, W) -> (B, n, C). Scales: those of the map."""
+        scales = self.grid(*x.shape[2:]).scales if scales is None else scales
         pixels, *patches = self.region_tokens(x, scales)  # (B, HW, C), (B, HW/p², C)
         regional = [p for p in self.patch_sizes if p > 1]
         norms = [self.regional_norms[regional.index(p)] for p in scales]
