@@ -56,8 +56,8 @@ _ZERO_MACS = {
     "new tensors": "empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones "
     "ones_like new_ones full full_like new_full scalar_tensor arange linspace eye fill fill_ zero_",
     "copies": "clone copy_ _to_copy _unsafe_view _reshape_alias lift_fresh cat stack repeat repeat_interleave roll "
-    "as_strided_ flip tril triu constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col "
-    "col2im pixel_shuffle pixel_unshuffle native_channel_shuffle",
+    "as_strided_ flip tril triu constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d "
+    "replication_pad2d im2col col2im pixel_shuffle pixel_unshuffle native_channel_shuffle",
     "lookups": "embedding index index_select gather take scatter scatter_ slice_scatter select_scatter index_put "
     "index_put_ index_fill masked_fill masked_fill_ one_hot",
     "questions": "_local_scalar_dense promote_types result_type is_same_size _assert_async _assert_tensor_metadata",
