@@ -6,8 +6,8 @@ checkpoint, the scores in fused attention, those of the slices in the kernel `co
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -58,7 +58,8 @@ def _sparse_attention(call: StepCall) -> Gradients:
     again = attended // 2 if call.fused else 0
     if kernel == "columns":
         heads = attention.heads // mask.groups
-        slices = heads * sum(map(_slice_pairs, plan_of(column_plans, mask, attention.heads, torch.device("cpu"))))
+        plans = cast(Iterable[ColumnPlan], plan_of(column_plans, mask, attention.heads, torch.device("cpu")))
+        slices = heads * sum(map(_slice_pairs, plans))
         again = batch * slices * channels // attention.heads
     return Gradients(
         projections * (call.input_needs_grad + attention.in_proj_weight.requires_grad) + 2 * attended, again

@@ -7,7 +7,7 @@ speed of this machine in products of matrices and in copies, measured in the sam
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +22,13 @@ from hae_lab.family import HAEConfig
 from hae_lab.models import build
 from hae_lab.models.attention import SparseMultiheadAttention
 from hae_lab.models.layers import AttentionBlock, Downsample, Upsample
+from hae_lab.profilers.inputs import config_of, step_inputs
 from hae_lab.profilers.steps import LOSS, Loss, Marks, Step, inference_step, mean_square, prepare, training_step
-from hae_lab.profilers.timing import check_device, environment, step_inputs
+from hae_lab.profilers.timing import check_device, environment
 
 Key = tuple[str, str]  # path, "forward" or "backward"
+Seconds = dict[Key, float]
+Classes = tuple[type[nn.Module], ...]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _ACTIVATIONS = (
@@ -37,8 +40,10 @@ _RESAMPLING = (
     nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
 )  # fmt: skip
 # kind of part -> its modules; attention owns all that is inside it
-WHOLE_KINDS = {"sparse attention": SparseMultiheadAttention, "attention": (AttentionBlock, nn.MultiheadAttention)}
-KINDS = {
+WHOLE_KINDS: dict[str, Classes] = {
+    "sparse attention": (SparseMultiheadAttention,), "attention": (AttentionBlock, nn.MultiheadAttention),
+}  # fmt: skip
+KINDS: dict[str, Classes] = {
     "convolution": _CONVOLUTIONS, "linear": (nn.Linear, nn.Bilinear), "norm": _NORMS, "activation": _ACTIVATIONS,
     "resampling": _RESAMPLING,
 }  # fmt: skip
@@ -140,7 +145,7 @@ class Stopwatch:
 
     def __init__(self, device: str) -> None:
         self.clock = _clock(device)
-        self.charged: Counter[Key] = Counter()
+        self.charged: Seconds = defaultdict(float)
         self.running: list[Key] = []
         self.last = 0.0
 
@@ -182,7 +187,7 @@ def _best(clock: Callable[[], float], repeats: int, run: Callable[[], object]) -
 
 def _measure(
     model: nn.Module, arguments: Any, loss: Loss, backward: bool, repeats: int, device: str
-) -> tuple[list, list]:
+) -> tuple[list[float], list[Seconds]]:
     """Seconds of plain steps, and of each module in steps with a stopwatch, round by round after one to warm up."""
     clock, plain, timed = _clock(device), [], []
     for _ in range(repeats + 1):
@@ -202,7 +207,7 @@ def _plain_step(model: nn.Module, arguments: Any, loss: Loss, backward: bool) ->
     model.zero_grad(set_to_none=True)
 
 
-def _timed_step(model: nn.Module, arguments: Any, loss: Loss, backward: bool, device: str) -> Counter[Key]:
+def _timed_step(model: nn.Module, arguments: Any, loss: Loss, backward: bool, device: str) -> Seconds:
     args, kwargs = arguments
     watch, marks = Stopwatch(device), Marks(LOSS)
     phase = ["forward"]
@@ -288,7 +293,7 @@ def _set_aside(model: nn.Module, threads: int) -> Iterator[None]:
 def _real_inputs(model: nn.Module, args: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
     """A denoising step's arguments with values; labels are all 0."""
     labels = [torch.zeros(batch, dtype=torch.int64) for _ in args[2:]]
-    return (*step_inputs(model.config, batch, "cpu"), *labels)
+    return (*step_inputs(config_of(model), batch, "cpu"), *labels)
 
 
 def _on_device(args: Any, kwargs: Any, device: str) -> Any:
@@ -304,9 +309,9 @@ def _on_device(args: Any, kwargs: Any, device: str) -> Any:
 # the rows
 
 
-def _rows(step: Step, timed: list[Counter[Key]]) -> pd.DataFrame:
+def _rows(step: Step, timed: list[Seconds]) -> pd.DataFrame:
     kinds = {path: type(module).__name__ for path, module in step.model.named_modules()} | {LOSS: "loss and autograd"}
-    calls, macs, moved = Counter(), Counter(), Counter()
+    calls, macs, moved = Counter[str](), Counter[str](), Counter[str]()
     for call in step.calls:
         calls[call.path] += 1
         macs[call.path] += sum(call.macs_by.values())
@@ -314,7 +319,8 @@ def _rows(step: Step, timed: list[Counter[Key]]) -> pd.DataFrame:
     rows = []
     for path, kind in kinds.items():
         forward, backward = (
-            1000 * float(np.median([times[path, phase] for times in timed])) for phase in ("forward", "backward")
+            1000 * float(np.median([times.get((path, phase), 0.0) for times in timed]))
+            for phase in ("forward", "backward")
         )
         place = {"path": path, "module": kind, "kind": kind_of(step.model, path), "calls": calls[path]}
         times = {"forward_ms": forward, "backward_ms": backward, "ms": forward + backward}
@@ -330,7 +336,7 @@ def _against_roof(frame: pd.DataFrame) -> pd.DataFrame:
     flops = 2 * frame["macs"]
     intensity = flops / frame["bytes_moved"].where(frame["bytes_moved"] > 0)
     reached = flops / frame["ms"].where(frame["ms"] > 0) / 1e6
-    roof = np.minimum(frame["peak_gflops_per_second"], intensity * frame["gbytes_per_second"])
+    roof = (intensity * frame["gbytes_per_second"]).clip(upper=frame["peak_gflops_per_second"])
     return frame.assign(
         flops_per_byte=intensity,
         gflops_per_second=reached,

@@ -7,6 +7,7 @@ Nothing is computed and no weights are allocated, unless time is asked for; see 
 """
 
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -198,14 +199,14 @@ def _frame(step: Step) -> pd.DataFrame:
         frame[name] = frame[name].where(~paths.isin(notes.index), float("nan"))
     for name in ("saved_bytes", "peak_bytes"):
         frame[name] = memory[name].reindex(paths).fillna(0).astype("int64").to_numpy()
-    never = pd.Series("", paths).where([calls[path] > 0 or params[path] == 0 for path in paths], "never called")
+    never = pd.Series(["" if calls[path] or not params[path] else "never called" for path in paths], paths)
     frame["note"] = notes.reindex(paths).fillna(never).to_numpy()
     return frame
 
 
 def _parameters(step: Step) -> tuple[Counter[str], Counter[str]]:
     """Parameters of each module itself, a shared one at its first owner; and those that no gradient reached."""
-    params, dead = Counter(), Counter()
+    params, dead = Counter[str](), Counter[str]()
     for name, parameter in step.model.named_parameters():
         path = name.rpartition(".")[0]
         params[path] += parameter.numel()
@@ -287,7 +288,7 @@ text-align:right}
 </style>"""
 
 
-def _html_row(row: dict[str, Any], columns: dict[str, str], wholes: dict[str, float]) -> str:
+def _html_row(row: Mapping[Hashable, Any], columns: dict[str, str], wholes: dict[str, float]) -> str:
     """One line of the tree: name and class, shape, amounts with a bar for their share of the whole."""
     note = f" title='{escape(row['note'])}'" if row["note"] else ""
     name = f"{escape(_name(row['path']))} <em>{escape(row['module'])}</em>{' (!)' if note else ''}"
@@ -303,7 +304,8 @@ def _html_row(row: dict[str, Any], columns: dict[str, str], wholes: dict[str, fl
 
 def _nest(rows: list[str], depths: list[int]) -> str:
     """Lines in the order of the tree -> nested <details>; the first level is open."""
-    html, open_depths = [], []
+    html: list[str] = []
+    open_depths: list[int] = []
     for index, (row, depth) in enumerate(zip(rows, depths, strict=True)):
         while open_depths and open_depths[-1] >= depth:
             html.append("</details>")

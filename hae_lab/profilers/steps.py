@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from hae_lab.checks import HAELabError, require, require_whole
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
+from hae_lab.profilers.inputs import config_of
 from hae_lab.profilers.tracing import Call, _unchanged, operator_macs, to_meta
 
 aten = torch.ops.aten
@@ -98,6 +99,7 @@ def step_macs(operator: Any, args: Sequence[Any], out: Any) -> tuple[int, int] |
 class StepCall(Call):
     """One call of a module in a training step; work and traffic by phase."""
 
+    parent: "StepCall | None"
     input_needs_grad: bool = False
     reached: bool = False  # a gradient came back to it
     fused: bool = False  # its attention ran in the fused kernel
@@ -160,14 +162,12 @@ def prepare(
     if isinstance(model, HAEConfig):
         with torch.device("meta"):
             model = build(model)
-    kind = type(model).__name__
     require(isinstance(model, nn.Module), f"an HAEConfig or an nn.Module is profiled, got {model!r}")
     if isinstance(inputs, Mapping):
         return model, (), dict(inputs)
     if inputs is not None:
         return model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
-    config = getattr(model, "config", None)
-    require(isinstance(config, HAEConfig), f"{kind} has no HAEConfig in .config: say what it takes, inputs=(x, ...)")
+    config = config_of(model, "say what it takes, inputs=(x, ...)")
     batch = require_whole("batch", batch, 1)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     x = torch.empty(batch, config.in_channels, config.image_size, config.image_size, dtype=dtype, device="meta")
@@ -533,8 +533,9 @@ class FusedAttention(TorchFunctionMode):
         **options: Any,
     ) -> Tensor:
         with self.recorder.unseen():
-            as_on_cpu = map(_as_on_cpu, (query, key, value, attn_mask))
-            fused = torch._fused_sdp_choice(*as_on_cpu, dropout_p, is_causal, **options) == FUSED
+            tokens = (_as_on_cpu(query), _as_on_cpu(key), _as_on_cpu(value))
+            mask = None if attn_mask is None else _as_on_cpu(attn_mask)
+            fused = torch._fused_sdp_choice(*tokens, mask, dropout_p, is_causal, **options) == FUSED
         if not fused:
             with torch._C.DisableTorchFunction():
                 return self.plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
@@ -547,10 +548,8 @@ class FusedAttention(TorchFunctionMode):
         )[0]
 
 
-def _as_on_cpu(tensor: Tensor | None) -> Tensor | None:
+def _as_on_cpu(tensor: Tensor) -> Tensor:
     """A CPU tensor of the same shape that takes no memory."""
-    if tensor is None:
-        return None
     row = tensor.shape[-1] if tensor.dim() and tensor.stride(-1) == 1 else 1
     last = torch.empty(row, dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
     return last.expand(tensor.shape)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hae_lab.checks import HAELabError, require
 from hae_lab.study.store import Run, code_version
-from hae_lab.study.task import attempt, versions
+from hae_lab.study.task import Outcome, attempt, versions
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,7 +48,7 @@ class DaskWorkers:
     def slots(self) -> int:
         return max(1, len(self._client.nthreads()))
 
-    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future:
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future[Outcome]:
         return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder, parts)
 
     def restart(self) -> None:
@@ -80,6 +80,7 @@ def preflight(client: "Client") -> pd.DataFrame:
     try:
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
     except TimeoutError:
+        assert client.scheduler is not None
         address = client.scheduler.address
         raise HAELabError(f"the scheduler at {address} has no workers: start some with `dask worker`") from None
     workers = {address: info["host"] for address, info in client.scheduler_info(n_workers=-1)["workers"].items()}

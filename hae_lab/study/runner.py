@@ -17,7 +17,7 @@ from hae_lab.checks import require, require_name, require_whole
 from hae_lab.parts import Parts, ship
 from hae_lab.study.cost import cost
 from hae_lab.study.store import Run, Store, is_done
-from hae_lab.study.task import attempt
+from hae_lab.study.task import Outcome, attempt
 
 SHARED_DEATHS = 2  # of its worker, beside other runs, any of which may be the cause: then a run has to go alone
 LONE_DEATHS = 2  # of its worker, alone: then the blame is its own; once may be an accident from outside
@@ -90,7 +90,7 @@ class Workers(Protocol):
 
     def __exit__(self, *exception: Any) -> None: ...
 
-    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future: ...
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future[Outcome]: ...
 
     def restart(self) -> None: ...  # after a `BrokenExecutor`
 
@@ -118,7 +118,7 @@ class LocalWorkers:
 
         return ProcessPoolExecutor(self.slots, initializer=_end_with, initargs=(os.getpid(),))
 
-    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future:
+    def submit(self, run: Run, folder: str | None, parts: bytes) -> Future[Outcome]:
         return self._executor.submit(attempt, run.trial, run.experiment, run.key, folder, parts)
 
     def restart(self) -> None:
@@ -159,11 +159,11 @@ class Driver:
     shipped: bytes = b""
     waiting: deque[Run] = field(default_factory=deque)
     suspects: deque[Run] = field(default_factory=deque)
-    flying: dict[Future, Flight] = field(default_factory=dict)
+    flying: dict[Future[Outcome], Flight] = field(default_factory=dict)
     shared_deaths: Counter[str] = field(default_factory=Counter)
     lone_deaths: Counter[str] = field(default_factory=Counter)
 
-    def drive(self, runs: Iterable[Run], bar: tqdm) -> None:
+    def drive(self, runs: Iterable[Run], bar: "tqdm[Any]") -> None:
         """Bring every run to an end."""
         self.waiting.extend(runs)
         while self.waiting or self.suspects or self.flying:
@@ -190,7 +190,7 @@ class Driver:
             self.flying[future] = Flight(run, time.time(), alone)
         return True
 
-    def _settle(self, flight: Flight, future: Future, bar: tqdm) -> None:
+    def _settle(self, flight: Flight, future: Future[Outcome], bar: "tqdm[Any]") -> None:
         """Keep the outcome of a run, or send it again if its worker died."""
         require(not future.cancelled(), "the scheduler went away; the same command continues the study")
         run, error = flight.run, future.exception()
@@ -219,10 +219,10 @@ class Driver:
         return True
 
 
-def _is_broken(future: Future) -> bool:
+def _is_broken(future: Future[Outcome]) -> bool:
     return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
-def _lost(reason: str) -> dict[str, Any]:
+def _lost(reason: str) -> Outcome:
     """The outcome of a run whose worker could not return one."""
     return {"status": "failed", "metrics": None, "traceback": reason, "seconds": None, "host": None, "versions": None}

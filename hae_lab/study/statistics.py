@@ -88,7 +88,7 @@ def summary(rows: pd.DataFrame, metric: str = "loss", *, confidence: float = 1 -
 
 def _half_width(sd: Numbers, count: Numbers, confidence: float) -> Numbers:
     require(0 < confidence < 1, f"confidence lies between 0 and 1, 0.95 for 95 %, got {confidence}")
-    return cast(Numbers, stats.t.ppf((1 + confidence) / 2, cast(float, count - 1)) * sd / np.sqrt(count))
+    return cast(Numbers, stats.t.ppf((1 + confidence) / 2, count - 1) * sd / np.sqrt(count))
 
 
 def _one_sample(differences: pd.Series, confidence: float) -> dict[str, float]:

@@ -24,12 +24,11 @@ LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "torchmetrics", "hae-l
 _ONE_RUN = threading.Lock()  # training uses torch's global random state, so the threads of a process take turns
 
 Trial = Callable[[Any, Path], dict[str, Any]]  # what runs an experiment in a folder, and returns metrics
+Outcome = dict[str, Any]  # of a run: what `attempt` returns
 TRIALS: Registry[Trial] = Registry("trial", {TRIAL: TRIAL})
 
 
-def attempt(
-    trial: str, experiment: str, key: str, folder: str | None = None, parts: bytes | None = None
-) -> dict[str, Any]:
+def attempt(trial: str, experiment: str, key: str, folder: str | None = None, parts: bytes | None = None) -> Outcome:
     """Run one experiment, and return what to keep of it whatever happens.
 
     Keys: status ("ok" or "failed"), metrics, traceback, seconds, host, versions. Without a `folder` its checkpoints
