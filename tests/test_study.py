@@ -450,7 +450,7 @@ def test_other_formats_and_missing_pyarrow_are_named(tmp_path, monkeypatch):
         tiny().export(tmp_path / "s.sqlite", "out.xlsx")
     monkeypatch.setattr("hae_lab.tables.find_spec", lambda name: None)
     with pytest.raises(HAELabError, match=r'pip install "hae-lab\[parquet\]"'):
-        write(pd.DataFrame(), tmp_path / "out.parquet")
+        write(pd.DataFrame({"cell": ["hae"]}), tmp_path / "out.parquet")
 
 
 # cost
