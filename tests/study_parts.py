@@ -25,7 +25,7 @@ class GatedFusion(nn.Module):
 
     def __init__(self, channels, cnn_branch=True):
         super().__init__()
-        self.gate = nn.Parameter(GATE * torch.ones(channels, 1, 1))
+        self.gate = nn.Parameter(GATE.item() * torch.ones(channels, 1, 1))
 
     def forward(self, transformed, convolved=None):
         return transformed if convolved is None else transformed + self.gate * convolved

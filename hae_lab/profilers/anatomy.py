@@ -147,7 +147,7 @@ Shapes = dict[str, tuple[str, str]]  # path in the block -> shape of what goes i
 
 
 @dataclass(frozen=True)
-class Step:
+class BlockStep:
     """One step of a hybrid block. Shapes are without the batch; empty for a scale that the map does not fit."""
 
     step: str
@@ -223,7 +223,7 @@ def _acts(rows: pd.DataFrame, slot: str) -> list[tuple[str, str]]:
     return list(zip(mine["step"], mine["operation"], strict=True))
 
 
-def _step_row(step: Step, block: HybridBlock, model_config: HAEConfig) -> dict[str, Any]:
+def _step_row(step: BlockStep, block: HybridBlock, model_config: HAEConfig) -> dict[str, Any]:
     mlp = "" if model_config.mlp == "gelu" else f"{model_config.mlp}, "
     choices = {
         "regions": model_config.regions,
@@ -241,23 +241,23 @@ def _operation(module: nn.Module) -> str:
     return ", ".join(OPERATIONS[type(layer)](layer) for layer in module.modules() if type(layer) in OPERATIONS)
 
 
-def _steps(block: HybridBlock, side: int, shapes: Shapes) -> Iterator[Step]:
+def _steps(block: HybridBlock, side: int, shapes: Shapes) -> Iterator[BlockStep]:
     feature_map = shapes[""][0]
-    yield Step("input", "both", feature_map, feature_map, "")
+    yield BlockStep("input", "both", feature_map, feature_map, "")
     timestep = f"{_operation(block.emb_layers)}, added"
-    yield Step("timestep", "both", *shapes["emb_layers"], timestep, ("emb_layers",), "timestep")
+    yield BlockStep("timestep", "both", *shapes["emb_layers"], timestep, ("emb_layers",), "timestep")
     if block.cnn_branch:
         conv = _operation(block.conv_branch)
-        yield Step("CNN branch", "CNN", *shapes["conv_branch"], conv, ("conv_branch",), "CNN branch")
+        yield BlockStep("CNN branch", "CNN", *shapes["conv_branch"], conv, ("conv_branch",), "CNN branch")
     yield from _token_steps(block.transformer_branch, side, shapes, feature_map)
     yield from _transformer_steps(block.transformer_branch, shapes, feature_map)
     paths, shape_in, shape_out, operation = _slot_layers(block, "fusion", "", shapes)
     operation = _joined(block.fusion if block.cnn_branch else "", operation)
-    yield Step("fusion", "both", shape_in, shape_out, operation, paths, "fusion", "fusion")
-    yield Step("residual", "both", feature_map, feature_map, "+ block input")
+    yield BlockStep("fusion", "both", shape_in, shape_out, operation, paths, "fusion", "fusion")
+    yield BlockStep("residual", "both", feature_map, feature_map, "+ block input")
 
 
-def _token_steps(mstb: MSTB, side: int, shapes: Shapes, feature_map: str) -> Iterator[Step]:
+def _token_steps(mstb: MSTB, side: int, shapes: Shapes, feature_map: str) -> Iterator[BlockStep]:
     """From the map to one token a pixel and one a patch."""
     of_slot: dict[str, Any] = {"branch": "Transformer", "part": "projections", "slot": "regions"}
     regional = [p for p in mstb.patch_sizes if p > 1]
@@ -266,10 +266,10 @@ def _token_steps(mstb: MSTB, side: int, shapes: Shapes, feature_map: str) -> Ite
     for path in shared:
         shape_in, shape_out = shapes.get(path, (feature_map, pixels))
         operation = _operation(mstb.get_submodule(path.removeprefix(f"{MSTB_PATH}.")))
-        yield Step(
+        yield BlockStep(
             "shared projection", "Transformer", shape_in, shape_out, operation, (path,), "projections", "regions"
         )
-    yield Step("pixels", shape_in=feature_map, shape_out=pixels, operation="flatten", **of_slot)
+    yield BlockStep("pixels", shape_in=feature_map, shape_out=pixels, operation="flatten", **of_slot)
     for index, p in enumerate(regional):
         paths = tuple(f"{MSTB_PATH}.{name}.{index}" for name in lists)
         own = [_operation(mstb.get_submodule(f"{name}.{index}")) for name in lists]
@@ -278,7 +278,9 @@ def _token_steps(mstb: MSTB, side: int, shapes: Shapes, feature_map: str) -> Ite
         if not tokens:
             operation = f"left out, {p} does not divide {side}"
         before = feature_map if tokens else ""
-        yield Step(f"{p}×{p} patches", shape_in=before, shape_out=tokens, operation=operation, paths=paths, **of_slot)
+        yield BlockStep(
+            f"{p}×{p} patches", shape_in=before, shape_out=tokens, operation=operation, paths=paths, **of_slot
+        )
 
 
 def _region_layers(mstb: MSTB, scales: int) -> tuple[list[str], list[str]]:
@@ -299,21 +301,21 @@ def _patch_operation(regions: str) -> str:
     return str(getattr(part, "patch_operation", getattr(part, "__name__", regions)))
 
 
-def _transformer_steps(mstb: MSTB, shapes: Shapes, feature_map: str) -> Iterator[Step]:
+def _transformer_steps(mstb: MSTB, shapes: Shapes, feature_map: str) -> Iterator[BlockStep]:
     """From the tokens back to the map."""
     attention, norm_out = f"{MSTB_PATH}.multihead_attn", f"{MSTB_PATH}.norm_out"
     tokens, attended = shapes[attention]
     norms = (f"{MSTB_PATH}.local_norm", f"{MSTB_PATH}.regional_norms")
     unused = sum(f"{norms[1]}.{index}" not in shapes for index in range(len(mstb.regional_norms)))
     operation = f"{1 + len(mstb.regional_norms) - unused} × LayerNorm" + f", {unused} never called" * (unused > 0)
-    yield Step("norms", "Transformer", tokens, tokens, operation, norms, "norms")
+    yield BlockStep("norms", "Transformer", tokens, tokens, operation, norms, "norms")
     operation = f"{mstb.multihead_attn.heads} heads, mask {mstb.mask_rule} ({mstb.sparsity:g})"
-    yield Step("attention", "Transformer", tokens, attended, operation, (attention,), "attention")
-    yield Step("norm out", "Transformer", *shapes[norm_out], _operation(mstb.norm_out), (norm_out,), "norms")
+    yield BlockStep("attention", "Transformer", tokens, attended, operation, (attention,), "attention")
+    yield BlockStep("norm out", "Transformer", *shapes[norm_out], _operation(mstb.norm_out), (norm_out,), "norms")
     paths, shape_in, shape_out, operation = _slot_layers(mstb, "mlp", f"{MSTB_PATH}.", shapes)
     operation = _joined("" if mstb.mlp_name == "gelu" else mstb.mlp_name, operation)
-    yield Step("MLP", "Transformer", shape_in, shape_out, operation, paths, "MLP", "mlp_ratio")
-    yield Step("sums", "Transformer", attended, feature_map, "+ attention output, + branch input")
+    yield BlockStep("MLP", "Transformer", shape_in, shape_out, operation, paths, "MLP", "mlp_ratio")
+    yield BlockStep("sums", "Transformer", attended, feature_map, "+ attention output, + branch input")
 
 
 def _slot_layers(
