@@ -128,11 +128,12 @@ def _constructor(node: ast.ClassDef) -> str:
 
 def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
     """The fields of a dataclass or named tuple, those of the package's classes that it extends first."""
-    inherited = [
-        field for base in node.bases if (parent := _classes().get(ast.unparse(base))) for field in _fields(parent)
-    ]
-    own = [child for _, child in definitions(node) if isinstance(child, ast.AnnAssign)]
-    return inherited + [field for field in own if "ClassVar" not in ast.unparse(field.annotation)]
+    parents = [_classes()[name] for name in map(ast.unparse, node.bases) if name in _classes()]
+    fields = {ast.unparse(field.target): field for parent in parents for field in _fields(parent)}
+    for name, child in definitions(node):
+        if isinstance(child, ast.AnnAssign) and "ClassVar" not in ast.unparse(child.annotation):
+            fields[name] = child  # a field told anew keeps its place
+    return list(fields.values())
 
 
 @lru_cache
