@@ -130,10 +130,9 @@ def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
     """The fields of a dataclass or named tuple, those of the package's classes that it extends first."""
     parents = [_classes()[name] for name in map(ast.unparse, node.bases) if name in _classes()]
     fields = {ast.unparse(field.target): field for parent in parents for field in _fields(parent)}
-    for name, child in definitions(node):
-        if isinstance(child, ast.AnnAssign) and "ClassVar" not in ast.unparse(child.annotation):
-            fields[name] = child  # a field told anew keeps its place
-    return list(fields.values())
+    own = {name: child for name, child in definitions(node) if isinstance(child, ast.AnnAssign)}
+    fields |= own  # a field told anew keeps its place
+    return [field for field in fields.values() if "ClassVar" not in ast.unparse(field.annotation)]
 
 
 @lru_cache
