@@ -1,6 +1,7 @@
 """The command line, `hae-lab` or `python -m hae_lab`: it parses, calls and prints. Commands import torch, not this."""
 
 import argparse
+import os
 import re
 import sys
 import textwrap

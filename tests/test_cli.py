@@ -76,3 +76,9 @@ def test_errors_are_one_line_and_status_2(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    command = f"{sys.executable} -m hae_lab show hae | head -c 1"  # 80 kB, more than a pipe holds
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
