@@ -84,7 +84,7 @@ def training_memory_rows() -> pd.DataFrame:
     """
     rows = []
     for setting, variant in product(MEMORY_SETTINGS, VARIANTS):
-        rules = ("document", "document_shared", "dense") if variant != "unet" else ("document",)
+        rules = ("document", "document_shared", "dense") if VARIANTS[variant].has_blocks else ("document",)
         rows += [_memory_row(*setting, variant, rule) for rule in rules]
     frame = pd.DataFrame(rows)
     for column in ("params", "saved_bytes", "step_peak_bytes", "training_peak_bytes"):
@@ -104,7 +104,7 @@ def _memory_row(preset: str, width: int, dropout: float, variant: str, rule: str
         "model_channels": width,
         "dropout": dropout,
         "variant": variant,
-        "mask_rule": "" if variant == "unet" else rule,
+        "mask_rule": rule if VARIANTS[variant].has_blocks else "",
         "params": parameter_formulas(model_config)["model"],
         "attention_saved_bytes": int(rows.loc[attention, "saved_bytes"].sum()),
         **totals_of(step, inference).to_dict(),

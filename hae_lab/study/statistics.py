@@ -19,6 +19,7 @@ from scipy import optimize, stats
 
 from hae_lab.checks import HAELabError, require, require_name
 from hae_lab.diffusion.metrics import higher_is_better
+from hae_lab.presets import CONTROL
 
 ALPHA = 0.05  # two-sided
 TARGET_POWER = 0.8
@@ -175,7 +176,7 @@ def seed_differences(rows: pd.DataFrame, pairs: Sequence[Pair], metric: str = "l
     return pd.concat(parts, ignore_index=True)
 
 
-def quartile_differences(rows: pd.DataFrame, baseline: str = "unet", *, confidence: float = 1 - ALPHA) -> pd.DataFrame:
+def quartile_differences(rows: pd.DataFrame, baseline: str = CONTROL, *, confidence: float = 1 - ALPHA) -> pd.DataFrame:
     """`paired_differences` to a baseline in each of `QUARTILES`, named by a column metric; Holm over all rows."""
     contrasts = []
     for metric in QUARTILES:
