@@ -19,7 +19,7 @@ from hae_lab.book import notebooks
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-START, MASKS = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("00_start_here", "05_sparse_masks"))
+START, MASKS = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("00_start_here", "07_sparse_masks"))
 BAD_OUTPUTS = {"application/vnd.jupyter.error", "application/vnd.jupyter.stderr"}
 # Milliseconds from a click on a point of the canvas to the next picture of the numbers
 TIME_A_CLICK = """async ([x, y]) => {

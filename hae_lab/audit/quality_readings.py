@@ -9,7 +9,7 @@ from hae_lab.audit.measured import Measured
 from hae_lab.audit.readings import QUALITY, Finding
 from hae_lab.presets import DOCUMENT
 
-QUALITY_SOURCE = "data/quality_differences.csv, notebook 08"
+QUALITY_SOURCE = "data/quality_differences.csv, notebook 09"
 OTHER_METRICS = {
     "swd": "sliced Wasserstein distance of samples",
     "mmd": "maximum mean discrepancy of samples",
@@ -34,7 +34,7 @@ def quality(measured: Measured) -> Iterator[Finding]:
             f"held-out loss after equal {equal}, {data}, lesson16, {order['n_seeds']} seeds",
             f"{_in_words(pairs)}; Page's trend test p = {order['p_value']:.2g}{note}",
             found,
-            "data/quality_differences.csv, data/quality_order.csv, notebook 08",
+            "data/quality_differences.csv, data/quality_order.csv, notebook 09",
             QUALITY,
             example=(data, equal) == ("phantoms", "steps"),
         )

@@ -60,7 +60,7 @@ def parameters(measured: Measured) -> Iterator[Finding]:
             f"{scope}, like for like, four presets",
             " / ".join(f"{low:.1f}-{high:.1f} %" for low, high in percent.to_numpy()),
             verdicts.worst(found),
-            "data/parameter_table.csv, notebook 04",
+            "data/parameter_table.csv, notebook 06",
             PARAMETERS,
             example=scope == "whole model",
         )
@@ -69,7 +69,7 @@ def parameters(measured: Measured) -> Iterator[Finding]:
         "whole model, blocks at other places in each version, V2 without CNN branch (wide128)",
         " / ".join(f"{published[variant]:.1f} %" for variant in DOCUMENT),
         verdicts.worst(judge(published[variant], CLAIM_PERCENT[variant]) for variant in DOCUMENT),
-        "data/published_counts.csv, notebook 04",
+        "data/published_counts.csv, notebook 06",
         PARAMETERS,
     )
 
@@ -84,7 +84,7 @@ def bottleneck(measured: Measured) -> Iterator[Finding]:
     }
     for place, (scope, count) in enumerate(wide.items()):
         saved = 100 * (1 - narrow / count)
-        where, source = f"{scope}, C = {channels}", "counted here, notebook 04"
+        where, source = f"{scope}, C = {channels}", "counted here, notebook 06"
         yield Finding(where, f"{saved:.1f} %", judge(saved, 75), source, PARAMETERS, example=place == 0)
     whole = _whole_params()
     saved = 100 * (1 - whole["v2"] / whole["lite"])
@@ -112,21 +112,21 @@ def attention(measured: Measured) -> Iterator[Finding]:
         f"query-key pairs that the mask hides, 64 x 64 map, n = {LARGEST_MAP.n}",
         f"{hidden:.1f} %",
         judge(hidden, 90),
-        "data/visibility.csv, notebook 05",
+        "data/visibility.csv, notebook 07",
         MASK,
         way="document",
         example=True,
     )
     saved = 100 * (1 - _published_kernel_macs(mask=True) / _published_kernel_macs(mask=False))
     scope = "MACs that nn.MultiheadAttention saves when it is given the mask, as published"
-    source = "FlopCounterMode on the meta device, notebook 06"
+    source = "FlopCounterMode on the meta device, notebook 08"
     yield Finding(scope, f"{saved:.1f} %", judge(saved, 90), source, MACS, way=DOCUMENTS_WAY)
     rows = compute_tables.step_rows("hae", PRESET, SHARED)
     layer = total(rows[rows["part"].isin([PROJECTIONS, SCORES])])
     for scope, macs in (("attention layers with their projections", layer), ("whole model", total(rows))):
         saved = 100 * (1 - macs["macs_run"] / macs["macs_document"])
         where = f"{scope}, {PRESET}, MACs that our kernel for {SHARED} saves"
-        source = "data/macs_by_rule.csv, notebook 06"
+        source = "data/macs_by_rule.csv, notebook 08"
         yield Finding(where, f"{saved:.1f} %", judge(saved, 90), source, MACS, way=SHARED)
     yield from _measured_layer(measured.bench_attention)
 
@@ -264,7 +264,7 @@ def interchangeable(measured: Measured) -> Iterator[Finding]:
         "one loop trains, samples and measures all of them",
         f"{runs.sum()} finished runs of three variants, equally many of each",
         HOLDS if runs.nunique() == 1 else FAILS,
-        "data/study_variants.csv, notebook 08",
+        "data/study_variants.csv, notebook 09",
         INTERFACE,
     )
     for source, target in (("v2", "lite"), ("v2", "hae")):
@@ -276,6 +276,6 @@ def interchangeable(measured: Measured) -> Iterator[Finding]:
             f"weights of {source} that fit {target}, lesson16",
             f"{percent:.1f} % of {target}'s weights",
             judge(percent, 100),
-            "`hae_lab.transfer_weights`, notebook 03",
+            "`hae_lab.transfer_weights`, notebook 05",
             INTERFACE,
         )
