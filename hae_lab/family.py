@@ -42,6 +42,7 @@ class HAEConfig:
     resblock_updown: bool = False
     conv_resample: bool = True
     use_checkpoint: bool = False
+    middle_attention: bool = True  # False: two residual blocks and nothing between them
     activation: str = "silu"  # "identity": the residual blocks of published hae checkpoints lost theirs
     # the hybrid block: the slots that make the variants ...
     regions: str = "linear"  # how a p x p patch becomes one token: own Linear, or shared 1x1 conv and mean
@@ -51,6 +52,7 @@ class HAEConfig:
     # ... and its other knobs
     placement: str = "upsample"  # where hybrid blocks stand
     cnn_branch: bool = True
+    transformer_branch: bool = True
     patch_sizes: tuple[int, ...] = (1, 4, 8)  # 1: every pixel is a token; others: one token a patch
     mstb_heads: int = 8
     mask_rule: str = "document"
@@ -128,7 +130,8 @@ def hybrid_sites(config: HAEConfig) -> list[tuple[str, int]]:
     if config.placement == "attention":
         return decoder
     encoder = [("encoder", level) for level in attended for _ in range(config.num_res_blocks)]
-    return [*encoder, ("middle", levels[-1]), *decoder]
+    middle = [("middle", levels[-1])] if config.middle_attention else []
+    return [*encoder, *middle, *decoder]
 
 
 def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
@@ -189,12 +192,16 @@ def _check_levels(config: HAEConfig) -> None:
 
 
 def _check_widths(config: HAEConfig) -> None:
+    some = config.cnn_branch or config.transformer_branch
+    require(some, "cnn_branch=False and transformer_branch=False leave a hybrid block empty: keep one of them")
     width = config.model_channels
     require(width % 2 == 0, f"model_channels is even (half cosines, half sines of the timestep), got {width}")
     if config.placement != "everywhere":  # then no plain attention block is left
-        attended = {len(config.rates) - 1, *(config.rates.index(rate) for rate in config.attention_resolutions)}
-        _check_heads(config, "num_heads", attended)
-    _check_heads(config, "mstb_heads", set(config.hybrid_levels))
+        attended = {config.rates.index(rate) for rate in config.attention_resolutions}
+        middle = {len(config.rates) - 1} if config.middle_attention else set()
+        _check_heads(config, "num_heads", attended | middle)
+    if config.transformer_branch:
+        _check_heads(config, "mstb_heads", set(config.hybrid_levels))
 
 
 def _check_heads(config: HAEConfig, field: str, levels: set[int]) -> None:

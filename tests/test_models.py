@@ -746,5 +746,5 @@ def test_heads_that_head_groups_do_not_divide_are_refused_with_both():
 
 def test_printed_model_names_its_slots():
     text = repr(build("v2", "tiny"))
-    assert "fusion=mean, cnn_branch=True" in text
+    assert "fusion=mean" in text
     assert "regions=pooled, mlp=gelu, patch_sizes=(1, 4, 8)" in text

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hae_lab.checks import HAELabError, require
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
+from hae_lab.models.layers import seeded
 from hae_lab.models.unet import HAEUNet
 from hae_lab.presets import config
 
@@ -19,6 +20,8 @@ SUFFIXES = (".safetensors", ".pt")
 
 def build(variant_or_config: str | HAEConfig, preset: str = "brats128", seed: int = 0, **changes: Any) -> HAEUNet:
     """A model with fresh weights; the same seed gives the same weights, whatever the default device.
+
+    Each layer is drawn by the seed and by its place in the network, so layers that two variants share start alike.
 
     Works under `torch.device("meta")` without allocating weights. The global random state stays untouched.
     Raises `HAELabError` for an unknown variant, preset or field, and for invalid values.
@@ -29,8 +32,7 @@ def build(variant_or_config: str | HAEConfig, preset: str = "brats128", seed: in
         model_config = config(variant_or_config, preset, **changes)
     device = torch.get_default_device()
     on_meta = device.type == "meta"
-    with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.device("meta" if on_meta else "cpu"), seeded(seed):
         model = HAEUNet(model_config)
     return model if on_meta else model.to(device)
 

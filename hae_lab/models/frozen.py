@@ -20,7 +20,8 @@ def freeze(model: HAEUNet) -> HAEUNet:
     frozen = copy_with(model, lambda tensor: tensor)
     frozen.checks_inputs = False
     blocks = [module for module in frozen.modules() if isinstance(module, MSTB)]  # in the order of the forward pass
-    for block, level in zip(blocks, model.config.hybrid_levels, strict=True):
+    levels = model.config.hybrid_levels if blocks else ()  # a hybrid block may have no Transformer
+    for block, level in zip(blocks, levels, strict=True):
         size = model.config.sizes[level]
         block.freeze(size, size)
     return frozen

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab import rules
+from hae_lab.checks import require
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.models.layers import TimestepBlock, group_norm, run_block
+from hae_lab.models.layers import TimestepBlock, drawn_as, group_norm, run_block
 from hae_lab.models.slots import fill_slot
 from hae_lab.presets import VARIANTS
 
@@ -49,10 +50,13 @@ class MSTB(nn.Module):
         regional = tuple(p for p in self.patch_sizes if p > 1)
         self.local_norm = nn.LayerNorm(channels)
         self.regional_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in regional)
-        fill_slot(self, "regions", regions, channels, regional)
-        self.multihead_attn = SparseMultiheadAttention(channels, num_heads, dropout)
+        with drawn_as("regions"):
+            fill_slot(self, "regions", regions, channels, regional)
+        with drawn_as("attention"):
+            self.multihead_attn = SparseMultiheadAttention(channels, num_heads, dropout)
         self.norm_out = nn.LayerNorm(channels)
-        fill_slot(self, "mlp", mlp, channels, mlp_ratio, dropout)
+        with drawn_as("MLP"):
+            fill_slot(self, "mlp", mlp, channels, mlp_ratio, dropout)
         self.frozen: tuple[SparseMask, tuple[int, ...]] | None = None  # mask and scales of the one map that it takes
 
     def grid(self, height: int, width: int) -> TokenGrid:
@@ -98,8 +102,8 @@ class MSTB(nn.Module):
 class HybridBlock(TimestepBlock):
     """CNN branch beside Transformer branch, joined and added to the input: (B, C, H, W), (B, E) -> (B, C, H, W).
 
-    Slot `fusion` joins them, see `models.slots`; without `cnn_branch` it sees the Transformer branch alone. Further
-    keywords go to the `MSTB`. Document, sections 1.2 and 2.2.
+    Slot `fusion` joins them, see `models.slots`; of a block with one branch alone it sees that. Further keywords go to
+    the `MSTB`. Document, sections 1.2 and 2.2; it has both branches.
     """
 
     slot_layers: dict[str, tuple[str, ...]]
@@ -114,30 +118,36 @@ class HybridBlock(TimestepBlock):
         *,
         fusion: str = "concat",
         cnn_branch: bool = True,
+        transformer_branch: bool = True,
         **mstb_options,
     ) -> None:
         super().__init__()
-        self.fusion, self.cnn_branch, self.use_checkpoint = fusion, cnn_branch, use_checkpoint
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
+        self.fusion, self.use_checkpoint = fusion, use_checkpoint
+        require(cnn_branch or transformer_branch, "a hybrid block without either branch: keep one of them")
+        with drawn_as("timestep"):
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
         if cnn_branch:
-            self.conv_branch = nn.Sequential(
-                group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-                group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-            )  # fmt: skip
-        self.transformer_branch = MSTB(channels, dropout=dropout, **mstb_options)
-        fill_slot(self, "fusion", fusion, channels, cnn_branch)
+            with drawn_as("CNN branch"):
+                self.conv_branch = nn.Sequential(
+                    group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+                    group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+                )  # fmt: skip
+        if transformer_branch:
+            self.transformer_branch = MSTB(channels, dropout=dropout, **mstb_options)
+        self.branches = tuple(name for name in ("transformer_branch", "conv_branch") if hasattr(self, name))
+        with drawn_as("fusion"):
+            fill_slot(self, "fusion", fusion, channels, len(self.branches) == 2)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return run_block(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = x + self.emb_layers(emb)[:, :, None, None]
-        transformed = self.transformer_branch(h)  # (B, C, H, W)
-        convolved = self.conv_branch(h) if self.cnn_branch else None  # (B, C, H, W)
-        return x + self.join(transformed, convolved)
+        maps = [getattr(self, name)(h) for name in self.branches]  # each (B, C, H, W)
+        return x + self.join(maps[0], maps[1] if len(maps) == 2 else None)
 
     def extra_repr(self) -> str:
-        return f"fusion={self.fusion}, cnn_branch={self.cnn_branch}"
+        return f"fusion={self.fusion}"
 
 
 class MultiScaleSparseTransformerBlock(MSTB):

@@ -4,7 +4,10 @@ Names, shapes and meanings follow guided-diffusion (Dhariwal & Nichol 2021), so 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,39 @@ from torch.utils.checkpoint import checkpoint
 from hae_lab.checks import require_name
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "identity": nn.Identity}
+
+
+_drawn_by: ContextVar[tuple[int | str, ...]] = ContextVar("drawn_by", default=())  # a seed, then names
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, weights are drawn by this seed and by where they stand (see `drawn_as`); the global state is kept."""
+    token = _drawn_by.set((seed,))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        _drawn_by.reset(token)
+
+
+@contextmanager
+def drawn_as(*names: int | str) -> Iterator[None]:
+    """Within, weights are drawn from a stream of this name, so that layers which two models share start alike.
+
+    Names nest. Outside of `seeded` nothing changes: weights then come from the global state, as torch's do.
+    """
+    place = _drawn_by.get()
+    if not place:
+        yield
+        return
+    token = _drawn_by.set((*place, *names))
+    try:
+        digest = sha256("/".join(map(str, _drawn_by.get())).encode()).digest()
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big"))
+        yield
+    finally:
+        _drawn_by.reset(token)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -5,8 +5,8 @@ A part of a slot is a small module class, known by name in `parts.SLOT_PARTS`, w
 - `regions`: `Part(channels, patch_sizes)` with `forward(x, scales)`, (B, C, H, W) -> a list of tokens: those of the
   pixels (B, HW, C), then those of each patch size p in `scales`, (B, HW/p², C) in raster order;
 - `mlp`: `Part(channels, ratio, dropout)`, over the last dimension, (..., C) -> (..., C);
-- `fusion`: `Part(channels, cnn_branch)` with `forward(transformed, convolved)`, two maps (B, C, H, W), the second None
-  without a CNN branch, -> (B, C, H, W).
+- `fusion`: `Part(channels, both)` with `forward(transformed, convolved)`, two maps (B, C, H, W) -> (B, C, H, W); in a
+  block with one branch alone `both` is False, and that branch's map comes first, then None.
 
 For example regional tokens that no weight has to learn:
 
@@ -97,7 +97,7 @@ def part_options(slot: str, config: HAEConfig) -> tuple[Any, ...]:
     return {
         "regions": (tuple(p for p in config.patch_sizes if p > 1),),
         "mlp": (config.mlp_ratio, config.dropout),
-        "fusion": (config.cnn_branch,),
+        "fusion": (config.cnn_branch and config.transformer_branch,),
     }[slot]
 
 
@@ -223,9 +223,9 @@ class ConcatFusion(nn.Module):
 
     published_names: ClassVar[bool] = True
 
-    def __init__(self, channels: int, cnn_branch: bool = True) -> None:
+    def __init__(self, channels: int, both: bool = True) -> None:
         super().__init__()
-        self.fusion_conv = nn.Conv2d(2 * channels if cnn_branch else channels, channels, 1)
+        self.fusion_conv = nn.Conv2d(2 * channels if both else channels, channels, 1)
 
     def forward(self, transformed: Tensor, convolved: Tensor | None = None) -> Tensor:
         joined = transformed if convolved is None else torch.cat([convolved, transformed], dim=1)  # (B, 2C, H, W)
@@ -233,7 +233,7 @@ class ConcatFusion(nn.Module):
 
     @staticmethod
     def formula(channels: int, grid: TokenGrid, config: HAEConfig) -> Cost:
-        joined = 2 * channels if config.cnn_branch else channels
+        joined = 2 * channels if config.cnn_branch and config.transformer_branch else channels
         return Cost(joined * channels + channels, grid.n_local * joined * channels)
 
 
@@ -242,7 +242,7 @@ class MeanFusion(nn.Module):
 
     published_names: ClassVar[bool] = True
 
-    def __init__(self, channels: int, cnn_branch: bool = True) -> None:
+    def __init__(self, channels: int, both: bool = True) -> None:
         super().__init__()
         self.fusion_conv = nn.Conv2d(channels, channels, 1)
 

@@ -18,6 +18,7 @@ from hae_lab.models.layers import (
     AttentionBlock,
     ResBlock,
     TimestepBlock,
+    drawn_as,
     group_norm,
     timestep_embedding,
     zero_init,
@@ -52,10 +53,12 @@ class HAEUNet(nn.Module):
         self.config = config
         self.checks_inputs = True
         width, emb_width = config.model_channels, config.time_embed_dim
-        self.time_embed = _two_layers(width, emb_width)
+        with drawn_as("time_embed"):
+            self.time_embed = _two_layers(width, emb_width)
         if config.num_classes is not None:
-            self.label_emb = nn.Embedding(config.num_classes, width)
-            self.class_emb = _two_layers(width, emb_width)
+            with drawn_as("labels"):
+                self.label_emb = nn.Embedding(config.num_classes, width)
+                self.class_emb = _two_layers(width, emb_width)
         skips = self._build_encoder(config)
         self._build_middle(config)
         self._build_decoder(config, skips)
@@ -69,44 +72,52 @@ class HAEUNet(nn.Module):
     def _build_encoder(self, config: HAEConfig) -> list[int]:
         """Fill `input_blocks`; return the width of each of its outputs."""
         channels = config.channels[0]
-        stem = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+        with drawn_as("stem"):
+            stem = nn.Conv2d(config.in_channels, channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([ConditionedSequential(stem)])
         skips = [channels]
         for level, level_channels in enumerate(config.channels):
-            for _ in range(config.num_res_blocks):
-                layers = [_res_block(config, channels, level_channels)]
-                channels = level_channels
-                if _has_attention(config, level):
-                    layers.append(_attention(config, channels, hybrid=config.placement == "everywhere"))
+            for index in range(config.num_res_blocks):
+                with drawn_as("encoder", level, index):
+                    layers = [_res_block(config, channels, level_channels)]
+                    channels = level_channels
+                    if _has_attention(config, level):
+                        layers.append(_attention(config, channels, hybrid=config.placement == "everywhere"))
                 self.input_blocks.append(ConditionedSequential(*layers))
                 skips.append(channels)
             if level < len(config.channels) - 1:
-                self.input_blocks.append(ConditionedSequential(_resample(config, channels, "down")))
+                with drawn_as("encoder", level):
+                    down = _resample(config, channels, "down")
+                self.input_blocks.append(ConditionedSequential(down))
                 skips.append(channels)
         return skips
 
     def _build_middle(self, config: HAEConfig) -> None:
         channels = config.channels[-1]
-        self.middle_block = ConditionedSequential(
-            _res_block(config, channels, channels),
-            _attention(config, channels, hybrid=config.placement == "everywhere"),
-            _res_block(config, channels, channels),
-        )
+        with drawn_as("middle", "before"):
+            layers = [_res_block(config, channels, channels)]
+        if config.middle_attention:
+            with drawn_as("middle"):
+                layers.append(_attention(config, channels, hybrid=config.placement == "everywhere"))
+        with drawn_as("middle", "after"):
+            layers.append(_res_block(config, channels, channels))
+        self.middle_block = ConditionedSequential(*layers)
 
     def _build_decoder(self, config: HAEConfig, skips: list[int]) -> None:
         channels = config.channels[-1]
         self.output_blocks = nn.ModuleList()
         for level, level_channels in reversed(list(enumerate(config.channels))):
             for index in range(config.num_res_blocks + 1):
-                layers = [_res_block(config, channels + skips.pop(), level_channels)]
-                channels = level_channels
-                if _has_attention(config, level):
-                    hybrid = config.placement in ("attention", "everywhere")
-                    layers.append(_attention(config, channels, hybrid))
-                if level > 0 and index == config.num_res_blocks:
-                    if config.placement == "upsample":
-                        layers.append(_hybrid_block(config, channels))
-                    layers.append(_resample(config, channels, "up"))
+                with drawn_as("decoder", level, index):
+                    layers = [_res_block(config, channels + skips.pop(), level_channels)]
+                    channels = level_channels
+                    if _has_attention(config, level):
+                        hybrid = config.placement in ("attention", "everywhere")
+                        layers.append(_attention(config, channels, hybrid))
+                    if level > 0 and index == config.num_res_blocks:
+                        if config.placement == "upsample":
+                            layers.append(_hybrid_block(config, channels))
+                        layers.append(_resample(config, channels, "up"))
                 self.output_blocks.append(ConditionedSequential(*layers))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -181,47 +192,52 @@ def _has_attention(config: HAEConfig, level: int) -> bool:
 
 
 def _res_block(config: HAEConfig, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
-    return ResBlock(
-        channels,
-        config.time_embed_dim,
-        out_channels,
-        dropout=config.dropout,
-        use_scale_shift_norm=config.use_scale_shift_norm,
-        activation=config.activation,
-        resample=resample,
-        use_checkpoint=config.use_checkpoint,
-    )
+    with drawn_as("residual block"):
+        return ResBlock(
+            channels,
+            config.time_embed_dim,
+            out_channels,
+            dropout=config.dropout,
+            use_scale_shift_norm=config.use_scale_shift_norm,
+            activation=config.activation,
+            resample=resample,
+            use_checkpoint=config.use_checkpoint,
+        )
 
 
 def _resample(config: HAEConfig, channels: int, direction: str) -> nn.Module:
-    if config.resblock_updown:
-        return _res_block(config, channels, channels, direction)
-    return RESAMPLERS[direction](channels, config.conv_resample)
+    with drawn_as(direction):
+        if config.resblock_updown:
+            return _res_block(config, channels, channels, direction)
+        return RESAMPLERS[direction](channels, config.conv_resample)
 
 
 def _attention(config: HAEConfig, channels: int, hybrid: bool) -> nn.Module:
     if hybrid:
         return _hybrid_block(config, channels)
-    return AttentionBlock(channels, config.num_heads, config.time_embed_dim, config.use_checkpoint)
+    with drawn_as("attention block"):
+        return AttentionBlock(channels, config.num_heads, config.time_embed_dim, config.use_checkpoint)
 
 
 def _hybrid_block(config: HAEConfig, channels: int) -> HybridBlock:
-    return HybridBlock(
-        channels,
-        config.time_embed_dim,
-        config.dropout,
-        config.use_checkpoint,
-        fusion=config.fusion,
-        cnn_branch=config.cnn_branch,
-        num_heads=config.mstb_heads,
-        patch_sizes=config.patch_sizes,
-        regions=config.regions,
-        mlp=config.mlp,
-        mlp_ratio=config.mlp_ratio,
-        mask_rule=config.mask_rule,
-        sparsity=config.sparsity,
-        mask_seed=config.mask_seed,
-    )
+    with drawn_as("hybrid block"):
+        return HybridBlock(
+            channels,
+            config.time_embed_dim,
+            config.dropout,
+            config.use_checkpoint,
+            fusion=config.fusion,
+            cnn_branch=config.cnn_branch,
+            transformer_branch=config.transformer_branch,
+            num_heads=config.mstb_heads,
+            patch_sizes=config.patch_sizes,
+            regions=config.regions,
+            mlp=config.mlp,
+            mlp_ratio=config.mlp_ratio,
+            mask_rule=config.mask_rule,
+            sparsity=config.sparsity,
+            mask_seed=config.mask_seed,
+        )
 
 
 # guided-diffusion's keywords that have one meaning here, with the value that they must have

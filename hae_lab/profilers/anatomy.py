@@ -228,7 +228,7 @@ def _step_row(step: BlockStep, block: HybridBlock, model_config: HAEConfig) -> d
     choices = {
         "regions": model_config.regions,
         "mlp_ratio": f"{mlp}{model_config.mlp_ratio:g}",
-        "fusion": model_config.fusion if model_config.cnn_branch else "one branch",
+        "fusion": model_config.fusion if len(block.branches) == 2 else "one branch",
     }
     modules = [block.get_submodule(path) for path in step.paths]
     row = asdict(step) | {"choice": choices.get(step.slot, ""), "params": _params(*modules)}
@@ -246,13 +246,14 @@ def _steps(block: HybridBlock, side: int, shapes: Shapes) -> Iterator[BlockStep]
     yield BlockStep("input", "both", feature_map, feature_map, "")
     timestep = f"{_operation(block.emb_layers)}, added"
     yield BlockStep("timestep", "both", *shapes["emb_layers"], timestep, ("emb_layers",), "timestep")
-    if block.cnn_branch:
+    if "conv_branch" in block.branches:
         conv = _operation(block.conv_branch)
         yield BlockStep("CNN branch", "CNN", *shapes["conv_branch"], conv, ("conv_branch",), "CNN branch")
-    yield from _token_steps(block.transformer_branch, side, shapes, feature_map)
-    yield from _transformer_steps(block.transformer_branch, shapes, feature_map)
+    if MSTB_PATH in block.branches:
+        yield from _token_steps(block.transformer_branch, side, shapes, feature_map)
+        yield from _transformer_steps(block.transformer_branch, shapes, feature_map)
     paths, shape_in, shape_out, operation = _slot_layers(block, "fusion", "", shapes)
-    operation = _joined(block.fusion if block.cnn_branch else "", operation)
+    operation = _joined(block.fusion if len(block.branches) == 2 else "", operation)
     yield BlockStep("fusion", "both", shape_in, shape_out, operation, paths, "fusion", "fusion")
     yield BlockStep("residual", "both", feature_map, feature_map, "+ block input")
 

@@ -21,6 +21,8 @@ from hae_lab.profilers.places import HYBRID_PARTS, MSTB_PARTS, SCORES
 from hae_lab.profilers.tracing import trace
 from hae_lab.rules import RULES, Rule, made_mask
 
+NOTHING = Cost(0, 0)
+
 
 class Layer(NamedTuple):
     """A layer of the model, or one part of a hybrid block; MACs of one denoising step of one image.
@@ -150,7 +152,7 @@ def _residual(config: HAEConfig, section: str, level: int, c_in: int, c: int | N
     """A residual block that writes the map of a level, as wide as the level unless `c` says otherwise."""
     c, pixels = c or config.channels[level], config.sizes[level] ** 2
     embedding = _linear(config.time_embed_dim, 2 * c if config.use_scale_shift_norm else c)
-    skip = _linear(c_in, c, pixels) if c_in != c else Cost(0, 0)
+    skip = _linear(c_in, c, pixels) if c_in != c else NOTHING
     cost = _sum(_norm(c_in), _conv(c_in, c, pixels), embedding, _norm(c), _conv(c, c, pixels), skip)
     return _layer(section, level, "residual block", cost)
 
@@ -159,13 +161,14 @@ def _resampling(config: HAEConfig, section: str, level: int, c: int) -> Layer:
     """Halving or doubling of c channels to the map of a level."""
     if config.resblock_updown:
         return _residual(config, section, level, c, c)
-    cost = _conv(c, c, config.sizes[level] ** 2) if config.conv_resample else Cost(0, 0)
+    cost = _conv(c, c, config.sizes[level] ** 2) if config.conv_resample else NOTHING
     return _layer(section, level, "resampling", cost)
 
 
 def _attention(config: HAEConfig, section: str, level: int) -> Iterator[Layer]:
-    """Attention after a residual block, plain or by a hybrid block; the middle always has some."""
-    if section != "middle" and 2**level not in config.attention_resolutions:
+    """Attention after a residual block, plain or by a hybrid block, or none."""
+    here = config.middle_attention if section == "middle" else 2**level in config.attention_resolutions
+    if not here:
         return
     if config.placement == "everywhere" or (config.placement == "attention" and section == "decoder"):
         yield from _hybrid(config, section, level)
@@ -182,6 +185,8 @@ def _hybrid(config: HAEConfig, section: str, level: int) -> Iterator[Layer]:
     grid = TokenGrid(size, size, config.patch_sizes)
     spanned, run, kept = _mask_counts(RULES.find(config.mask_rule), grid, config.sparsity, config.mask_seed, heads)
     keys, pairs = (spanned, grid.n, spanned), (run, heads * grid.n_local * grid.n, kept)
+    if not config.transformer_branch:
+        keys, pairs = (0, 0, 0), (0, 0, 0)
     for part, cost in _unmasked(config, c, grid).items():
         projected = [2 * each * c**2 if part == "attention" else 0 for each in keys]  # keys and values
         yield Layer(section, level, "hybrid block", part, cost.params, *(cost.macs + each for each in projected))
@@ -192,13 +197,16 @@ def _unmasked(config: HAEConfig, c: int, grid: TokenGrid) -> dict[str, Cost]:
     """Parts of a hybrid block of c channels, without the work of attention that depends on its mask."""
     pixels = grid.n_local
     half = _sum(_norm(c), _conv(c, c, pixels))
-    return {
-        "timestep": _linear(config.time_embed_dim, c),
-        "CNN branch": _sum(half, half) if config.cnn_branch else Cost(0, 0),
+    transformer = {
         "norms": Cost((len(config.patch_sizes) + 1) * 2 * c, 0),
         "projections": _slot(config, "regions", c, grid),
         "attention": Cost(4 * (c**2 + c), 2 * pixels * c**2),  # MACs of queries and of the out-projection
         "MLP": _slot(config, "mlp", c, grid),
+    }
+    return {
+        "timestep": _linear(config.time_embed_dim, c),
+        "CNN branch": _sum(half, half) if config.cnn_branch else NOTHING,
+        **(transformer if config.transformer_branch else dict.fromkeys(transformer, NOTHING)),
         "fusion": _slot(config, "fusion", c, grid),
     }
 
