@@ -68,7 +68,9 @@ def add_train(commands: Commands) -> None:
     command.add_argument("variant", help=", ".join(VARIANTS))
     command.add_argument("--preset", default="lesson16", help="default: lesson16")
     command.add_argument(
-        "--data", default="phantoms", help="phantoms, lesions, digits, MODULE:FUNCTION or FILE.py:FUNCTION"
+        "--data",
+        default="phantoms",
+        help="phantoms, lesions, digits, twins, scales, MODULE:FUNCTION or FILE.py:FUNCTION",
     )
     command.add_argument("--steps", type=int, default=1500, help="default: 1500")
     command.add_argument(

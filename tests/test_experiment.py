@@ -119,7 +119,7 @@ def test_an_experiment_survives_json(experiment):
     ("changes", "message"),
     [
         ({"seed": -1}, "seed is a whole number from 0, got -1"),
-        ({"samples": HELD_OUT + 1}, "samples is a whole number from 0 to 256, got 257"),
+        ({"samples": HELD_OUT + 1}, "samples is a whole number from 0 to 2,048, got 2049"),
         ({"samples": 1}, "samples is 0 or at least 2"),
         ({"evaluate_every": 0}, "evaluate_every is a whole number from 1, got 0"),
         ({"sampler": "euler"}, "unknown sampler 'euler'"),

@@ -10,11 +10,11 @@ import pandas as pd
 from hae_lab.audit.benchmarks import OUR_LOOP
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
-from hae_lab.diffusion.datasets import HELD_OUT
 from hae_lab.diffusion.quality import real_floor
 from hae_lab.presets import DOCUMENT, SLOTS
 from hae_lab.study import statistics
 
+SAMPLES = 256  # that the study of samples draws
 WIDE_V2 = "v2, model_channels=20"  # the cell of the study of equal parameters
 
 
@@ -99,7 +99,7 @@ def sample_floor(samples: pd.DataFrame) -> pd.DataFrame:
 
     Columns: metric, samples (what the model reaches), real_mean, real_95 (95th percentile).
     """
-    floor = real_floor(phantoms(2 * HELD_OUT, 16, split="held-out").images)
+    floor = real_floor(phantoms(2 * SAMPLES, 16, split="held-out").images)
     rows = []
     for metric in ("swd", "mmd"):
         reached = samples[metric].item()  # the study is one run

@@ -44,10 +44,15 @@ def denoising_loss(
     return {"loss": sum(means) / QUARTILES} | {f"loss_q{place}": mean for place, mean in enumerate(means, 1)}
 
 
+def quarters(chain: int) -> list[tuple[int, int]]:
+    """First timestep and the one after the last of each quarter of a chain; a short chain's quarters overlap."""
+    edges = [chain * edge // QUARTILES for edge in range(QUARTILES + 1)]
+    return [(low, max(high, low + 1)) for low, high in pairwise(edges)]
+
+
 def _draws(images: Tensor, chain: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """(timesteps (B,), noise (B, C, H, W)) a quartile, drawn image by image, so that batches make no difference."""
-    edges = [chain * edge // QUARTILES for edge in range(QUARTILES + 1)]
-    spans = [(low, max(high, low + 1)) for low, high in pairwise(edges)]
+    spans = quarters(chain)
     timesteps, noise = torch.empty(QUARTILES, len(images), dtype=torch.int64), torch.empty(QUARTILES, *images.shape)
     for place in range(len(images)):
         for quartile, span in enumerate(spans):
