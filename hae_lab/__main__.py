@@ -245,8 +245,9 @@ def run_study(options: argparse.Namespace) -> None:
     print(means(rows).to_string(index=False))
     for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
         print(write(table, options.out / f"{name}.csv").resolve())
-    missing = len(study.planned) - len(rows)
-    require(not missing, f"{missing} of {len(study.planned)} runs of {study.name} are missing from these tables")
+    needed = len(study.needed(options.store))
+    missing = needed - len(rows)
+    require(not missing, f"{missing} of {needed} runs of {study.name} are missing from these tables")
 
 
 def run_migrate(options: argparse.Namespace) -> None:

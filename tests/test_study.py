@@ -399,7 +399,8 @@ def test_results_have_a_row_a_finished_run_in_the_order_of_cells_and_seeds(tmp_p
         finish(study, tmp_path / "s.sqlite", runs=runs)
     rows = study.results(tmp_path / "s.sqlite")
     assert list(rows.columns) == [
-        *("study", "cell", "data", "mlp_ratio", "seed", "params", "macs", "macs_dense", "macs_kept", "loss", "key")
+        *("study", "cell", "role", "data", "mlp_ratio", "seed", "margin_percent"),
+        *("params", "macs", "macs_dense", "macs_kept", "loss", "key"),
     ]
     assert rows[["mlp_ratio", "seed"]].to_numpy().tolist() == [[0.25, 3], [0.25, 5], [4, 5]]
 

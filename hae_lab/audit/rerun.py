@@ -55,8 +55,8 @@ def _adopt(study: Study, data: Path, store: Path) -> None:
 
 def _finish(study: Study, data: Path, store: Path, workers: int) -> Iterator[str]:
     rows = study.run(store, workers=workers)
-    count = f"{len(rows)} of {len(study.planned)} runs are there"
-    require(len(rows) == len(study.planned), f"{study.name}: {count}; its table is left as it was")
+    needed = len(study.needed(store))
+    require(len(rows) == needed, f"{study.name}: {len(rows)} of {needed} runs are there; its table is left as it was")
     yield str(write(rows, data / f"study_{study.name}.csv"))
     if study.name in CURVES:
         yield str(write(study.curves(store), data / f"study_{study.name}_curves.csv"))

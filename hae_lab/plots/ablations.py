@@ -20,19 +20,20 @@ from hae_lab.plots.verdicts import (
     cell_name,
     comparison_title,
     cost_axis,
-    decided,
+    differing,
     in_percent,
     interval,
     lines,
     others,
     seeds_legend,
     short_ticks,
+    study_title,
     verdict_text,
     winner_and_loser,
 )
 from hae_lab.presets import CONTROL, DOCUMENT, SLOTS, VARIANTS, variant_title
-from hae_lab.study import statistics
-from hae_lab.study.statistics import CANNOT_TELL
+from hae_lab.study import orders, statistics
+from hae_lab.study.equivalence import CANNOT_TELL, EQUAL
 
 WIDE = 8  # largest / smallest level from which a logarithmic axis serves better
 
@@ -51,11 +52,12 @@ def slot_ladder(
     `stats` is what `statistics.main_effects` found in them, from HAE's levels on.
     """
     statistics.require_columns(rows, *SLOTS, "seed", metric, "params")
+    study, rows = rows, statistics.question(rows)
     # HAE's levels first: effects are measured from the level that comes first
     first = VARIANTS[DOCUMENT[0]]
     rows = rows.sort_values(list(SLOTS), key=lambda levels: levels != first[levels.name], kind="stable")
     effects = statistics.main_effects(rows, SLOTS, metric, lower_better=lower_better) if stats is None else stats
-    figure = new_chart(_effects_title(effects, metric))
+    figure = new_chart(study_title(_effects_title(effects, metric), study))
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 2], width_ratios=[5, 4])
     top = figure.add_subplot(grid[0, 0])
     gaps = _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
@@ -114,14 +116,17 @@ def _effects(ax: Axes, effects: pd.DataFrame) -> None:
 
 
 def _effects_title(effects: pd.DataFrame, metric: str) -> str:
-    told, seeds = decided(effects), span(effects["n_seeds"])
-    if not told:
-        return f"{seeds} seeds cannot tell an effect of any of the {len(effects)} slots on {metric_title(metric)}"
-    words = []
-    for row in told:
+    seeds, words = span(effects["n_seeds"]), []
+    for row in differing(effects):
         level, size = winner_and_loser(row)[0], abs(in_percent(row)["mean_difference"])
         words.append(f"{row['factor']} = {cell_name(level)} is better by {size:.1f} %")
-    rest = len(effects) - len(told)
+    same = effects[effects["verdict"] == EQUAL]
+    if len(same):
+        matter = "does" if len(same) == 1 else "do"
+        words.append(f"{listed(list(same['factor']))} {matter} not matter within {same['margin_percent'].iloc[0]:g} %")
+    rest = int((effects["verdict"] == CANNOT_TELL).sum())
+    if not words:
+        return f"{seeds} seeds cannot tell an effect of any of the {rest} slots on {metric_title(metric)}"
     end = f"; {seeds} seeds cannot tell {others(rest, 'slot')}" if rest else f" ({seeds} seeds)"
     return f"In {metric_title(metric)}, {listed(words)}{end}"
 
@@ -144,6 +149,7 @@ def dose(
     are three or more numbers, else the paired differences of all levels; `stats` is one of the two, if at hand.
     """
     statistics.require_columns(rows, "cell", "seed", x, metric, cost)
+    study, rows = rows, statistics.question(rows)
     is_control = rows["cell"] == control
     require(not is_control.all(), f"no rows of {x}: all are the control {control!r}")
     nameless = rows.loc[~is_control & rows[x].isna(), "cell"].unique()
@@ -153,7 +159,7 @@ def dose(
     levels = levels.sort_values(x, kind="stable") if is_number else levels
     if stats is None:
         stats = _dose_statistics(levels, metric, lower_better, is_number)
-    figure = new_chart(_dose_title(stats, x, metric))
+    figure = new_chart(study_title(_dose_title(stats, x, metric), study))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
     places = _places(levels, x, is_number)
     if is_number and 0 < WIDE * levels[x].min() <= levels[x].max():
@@ -208,7 +214,7 @@ def _dose_statistics(levels: pd.DataFrame, metric: str, lower_better: bool | Non
     """Page's trend test, best expected for the largest number, or the paired differences of names."""
     names = list(levels["cell"].unique())
     if is_number and len(names) >= 3:
-        return statistics.trend(levels, names[::-1], metric, lower_better=lower_better)
+        return orders.trend(levels, names[::-1], metric, lower_better=lower_better)
     return statistics.paired_differences(levels, metric, lower_better=lower_better)
 
 

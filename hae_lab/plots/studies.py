@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label
 from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, titled_axes
 from hae_lab.plots.verdicts import (
     COSTS,
+    KNOWN_WORSE,
     Row,
     Style,
     absent,
@@ -24,7 +26,7 @@ from hae_lab.plots.verdicts import (
     cells_legend,
     comparison_title,
     cost_axis,
-    decided,
+    differing,
     in_order,
     in_percent,
     interval,
@@ -32,12 +34,15 @@ from hae_lab.plots.verdicts import (
     pair_rows,
     seeds_legend,
     short_ticks,
+    study_title,
     verdict_text,
     winner_and_loser,
+    within,
 )
 from hae_lab.presets import CONTROL
-from hae_lab.study import statistics
-from hae_lab.study.statistics import CANNOT_TELL, QUARTILES
+from hae_lab.study import comparisons, orders, statistics, tradeoffs
+from hae_lab.study.equivalence import BETTER, EQUAL
+from hae_lab.study.statistics import QUARTILES
 
 CROWDED = 8  # more rows leave each of them one line of text
 
@@ -57,36 +62,55 @@ def forest(
     """Paired differences with their 95 % intervals, the seeds behind them, and what they can tell.
 
     Rows: cell, seed, metric. `stats` is what `statistics.paired_differences` found in them: by default of every pair,
-    or of every cell against a `baseline`.
+    or of every cell against a `baseline`. Controls that the rows hold come last: what is known to be worse, as a
+    yardstick; the grey band is the margin within which two cells count as equal.
     """
-    rows = in_order(rows, order)
+    study, rows = rows, in_order(rows, order)
     if stats is None:
         stats = statistics.paired_differences(rows, metric, baseline, lower_better=lower_better)
     statistics.require_columns(stats, "first", "second", "mean_difference", "p_holm", "verdict")
     stats = stats[stats["first"].isin(rows["cell"]) & stats["second"].isin(rows["cell"])]
     require(len(stats) > 0, "no comparison to draw: stats has no pair of the cells of the rows")
-    figure, own = titled_axes(comparison_title(stats, metric), ax)
-    pairs = stats[["first", "second"]]
-    seeds = statistics.seed_differences(rows, list(pairs.itertuples(index=False, name=None)), metric)
-    seeds = seeds.groupby(["first", "second"])["difference"]
-    between = "\n" if len(pairs) <= CROWDED else ", "
-    styles = cell_styles(stats["first"], palette)
-    for place, row in enumerate(stats.to_dict("records")):
-        dots = seeds.get_group((row["first"], row["second"]))
-        own.scatter(dots, np.full(len(dots), place + 0.2), s=30, color=styles[row["first"]]["color"], alpha=0.8)
-        interval(own, place - 0.1, row, lying=True)
-        own.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=own.get_yaxis_transform())
-    pair_rows(own, pairs)
+    controls = comparisons.control_effects(study, metric, lower_better=lower_better)
+    drawn = pd.concat([stats, controls.drop(columns=["data", "found"])], ignore_index=True) if len(controls) else stats
+    figure, own = titled_axes(study_title(comparison_title(stats, metric), study), ax)
+    _margin_band(own, drawn)
+    _forest_rows(own, study, drawn, metric, cell_styles(stats["first"], palette))
+    pair_rows(own, drawn[["first", "second"]])
     own.set_xlabel(f"difference in {metric_label(metric)}")
     short_ticks(own.xaxis, 5)
-    _percent_axis(own, stats)
+    _percent_axis(own, drawn)
     note = "verdicts after Holm; finds: with 80 % power, in % of the second's mean"
-    seeds_legend(figure, lines(note, absent(rows["cell"], order)), PALETTE[7], ax)
+    worse = [Line2D([], [], color=KNOWN_WORSE, marker="D", linewidth=2, label="known to be worse")]
+    seeds_legend(figure, lines(note, absent(rows["cell"], order)), PALETTE[7], ax, worse if len(controls) else ())
     return figure
 
 
+def _forest_rows(ax: Axes, study: pd.DataFrame, drawn: pd.DataFrame, metric: str, styles: Mapping[str, Style]) -> None:
+    """The seeds, the interval and the verdict of each comparison, in the order of `drawn`."""
+    pairs = list(drawn[["first", "second"]].itertuples(index=False, name=None))
+    seeds = statistics.seed_differences(study, pairs, metric).groupby(["first", "second"])["difference"]
+    between = "\n" if len(pairs) <= CROWDED else ", "
+    for place, row in enumerate(drawn.to_dict("records")):
+        colour = styles[row["first"]]["color"] if row["first"] in styles else KNOWN_WORSE
+        dots = seeds.get_group((row["first"], row["second"]))
+        ax.scatter(dots, np.full(len(dots), place + 0.2), s=30, color=colour, alpha=0.8)
+        mark = {} if row["first"] in styles else {"color": KNOWN_WORSE}
+        interval(ax, place - 0.1, row, lying=True, **mark)
+        ax.text(1.02, place, verdict_text(row, between), va="center", fontsize=11, transform=ax.get_yaxis_transform())
+
+
+def _margin_band(ax: Axes, differences: pd.DataFrame) -> None:
+    margin = differences["margin_percent"].iloc[0] * _one_percent(differences)
+    ax.axvspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
+
+
+def _one_percent(differences: pd.DataFrame) -> float:
+    return differences["mean_second"].abs().mean() / 100
+
+
 def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
-    unit = differences["mean_second"].abs().mean() / 100
+    unit = _one_percent(differences)
     seconds = differences["second"].unique()
     top = ax.secondary_xaxis("top", functions=(lambda value: value / unit, lambda percent: percent * unit))
     top.set_xlabel(f"% of {cell_name(seconds[0]) if len(seconds) == 1 else 'the mean'}")
@@ -108,12 +132,12 @@ def pareto(
     Rows: cell, seed, metric, the costs; where they have <cost>_q1 and <cost>_q3, a bar joins them. A cost that is a gap
     is named below. `stats` is the `statistics.summary` of the rows.
     """
-    rows = in_order(rows, order)
+    study, rows = rows, in_order(rows, order)
     found = statistics.summary(rows, metric) if stats is None else stats
     cells = found.merge(cell_costs(rows, costs), on="cell")
     lower_better = statistics.lower_is_better(metric, lower_better)
-    leads = {cost: statistics.non_dominated(cells, cost, lower_better=lower_better) for cost in costs}
-    figure = new_chart(_dominance_title(cells["cell"], leads))
+    leads = {cost: tradeoffs.non_dominated(cells, cost, lower_better=lower_better) for cost in costs}
+    figure = new_chart(study_title(_dominance_title(cells["cell"], leads), study))
     styles = cell_styles(cells["cell"], palette)
     for ax, cost in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs, strict=True):
         divisor, label = cost_axis(cells[cost])
@@ -167,46 +191,45 @@ def learning_curves(
 
     Rows: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell, and a cell without one
     stands among the steps alone. `stats` is what `statistics.paired_differences` found at the last step that all runs
-    have, and at the longest time that all reach, with a column equal: "steps" or "compute time".
+    have. Nothing is compared at equal time here: a learning rate that decays knows its last step, so that takes runs
+    of that length.
     """
     rows = in_order(rows, order)
     statistics.require_columns(rows, "cell", "seed", "step", metric)
     is_timed = rows["cell"].map(dict(ms_per_step)).gt(0)
-    timed = statistics.with_seconds(
+    timed = tradeoffs.with_seconds(
         rows[is_timed] if rows.loc[is_timed, "cell"].nunique() > 1 else rows, ms_per_step, metric
     )
-    equal_time, step = statistics.at_equal_time(timed, ms_per_step, metric), _last_common_step(rows)
-    seconds = equal_time["seconds"].max()
+    step = _last_common_step(rows)
     if stats is None:
-        compared = {"steps": rows[rows["step"] == step], "compute time": equal_time}
-        found = {equal: _differences(part, metric, lower_better) for equal, part in compared.items()}
-        stats = pd.concat([part.assign(equal=equal) for equal, part in found.items()], ignore_index=True)
-    statistics.require_columns(stats, "equal", "verdict", "n_seeds")
-    by_step, by_time = (stats[stats["equal"] == equal] for equal in ("steps", "compute time"))
-    figure = new_chart(
-        f"After {step:g} steps {_told_apart(by_step)} can be told apart, "
-        f"after {seconds:.3g} s of compute {_told_apart(by_time)}"
-    )
+        stats = statistics.paired_differences(rows[rows["step"] == step], metric, lower_better=lower_better)
+    figure = new_chart(f"After {step:g} steps: {comparison_title(stats, metric)}")
     styles = cell_styles(rows["cell"], palette)
     left, right = figure.subplots(1, 2, sharey=True)
     figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
     _curves(left, rows, "step", metric, styles)
     _curves(right, timed, "seconds", metric, styles)
     left.axvline(step, color="black", linestyle=":")
-    right.axvline(seconds, color="black", linestyle=":")
     left.set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
     right.set_xlabel("compute time, s")
     short_ticks(left.yaxis, 7)
     left.minorticks_off()
-    note = f"mean and range of {span(by_step['n_seeds'])} seeds; dotted: compared there"
+    note = f"mean and range of {span(stats['n_seeds'])} seeds; dotted: compared there"
     untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
     gap = f"time not measured: {untimed}" if untimed else ""
-    cells_legend(figure, styles, lines(note, gap, absent(rows["cell"], order)))
+    cells_legend(figure, styles, lines(note, _still_falling(rows, step, metric), gap, absent(rows["cell"], order)))
     return figure
 
 
-def _differences(rows: pd.DataFrame, metric: str, lower_better: bool | None) -> pd.DataFrame:
-    return statistics.paired_differences(rows, metric, lower_better=lower_better)
+def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:
+    """How far the mean of each cell fell over the last quarter of the steps; "" for a curve without such a point."""
+    means = rows.groupby(["step", "cell"])[metric].mean().unstack()
+    earlier = means.index[means.index <= 0.75 * step]
+    if len(earlier) == 0:
+        return ""
+    fallen = 100 * (1 - means.loc[step] / means.loc[earlier.max()])
+    span_ = f"{fallen.min():.1f} to {fallen.max():.1f} %"
+    return f"since step {earlier.max():g} it fell by {span_}"
 
 
 def _last_common_step(rows: pd.DataFrame) -> float:
@@ -214,10 +237,6 @@ def _last_common_step(rows: pd.DataFrame) -> float:
     common = runs.index[runs == len(rows[["cell", "seed"]].drop_duplicates())]
     require(len(common) > 0, f"the curves have no step in common; their steps are {list(runs.index)}")
     return common.max()
-
-
-def _told_apart(differences: pd.DataFrame) -> str:
-    return f"{len(decided(differences)) or 'none'} of {len(differences)} pairs"
 
 
 def _curves(ax: Axes, rows: pd.DataFrame, column: str, metric: str, styles: Mapping[str, Style]) -> None:
@@ -242,10 +261,10 @@ def loss_by_quartile(
     Rows: cell, seed, loss_q1 (least noise) to loss_q4. In percent, since the quartiles differ by orders of magnitude.
     `stats` is what `statistics.quartile_differences` found in the rows. The baseline need not stand in `order`.
     """
-    rows = in_order(rows, None if order is None else [baseline, *order])
+    study, rows = rows, in_order(rows, None if order is None else [baseline, *order])
     found = statistics.quartile_differences(rows, baseline) if stats is None else stats
     found = found[found["first"].isin(rows["cell"])]
-    figure, own = titled_axes(_quartile_title(found, baseline), ax)
+    figure, own = titled_axes(study_title(_quartile_title(found, baseline), study), ax)
     cells = list(found["first"].unique())
     styles = cell_styles([baseline, *cells], palette)
     for quartile, metric in enumerate(QUARTILES):
@@ -270,15 +289,17 @@ def loss_by_quartile(
 
 
 def _quartile_title(found: pd.DataFrame, baseline: str) -> str:
-    seeds, told = span(found["n_seeds"]), pd.DataFrame(decided(found))
-    if told.empty:
+    seeds, told, same = span(found["n_seeds"]), pd.DataFrame(differing(found)), int((found["verdict"] == EQUAL).sum())
+    rest = len(found) - len(told) - same
+    equal = f"{same} of {len(found)} equal it {within(found.iloc[0]).removeprefix(EQUAL + ' ')}" if same else ""
+    if told.empty and not same:
         return f"{seeds} seeds cannot tell any cell from {cell_name(baseline)} in any quartile of the timestep"
     words = []
-    for (verdict, cell), part in told.groupby(["verdict", "first"], sort=False):
+    for (verdict, cell), part in told.groupby(["verdict", "first"], sort=False) if len(told) else ():
         quartiles = listed([f"q{1 + QUARTILES.index(metric)}" for metric in part["metric"]])
-        words.append(f"{cell_name(cell)} {'beats' if verdict == 'first better' else 'loses to'} it in {quartiles}")
-    end = f"; {seeds} seeds cannot tell the rest" if len(told) < len(found) else f" ({seeds} seeds)"
-    return f"Against {cell_name(baseline)}: {', '.join(words)}{end}"
+        words.append(f"{cell_name(cell)} {'beats' if verdict == BETTER[0] else 'loses to'} it in {quartiles}")
+    end = f"; {seeds} seeds cannot tell the rest" if rest else f" ({seeds} seeds)"
+    return f"Against {cell_name(baseline)}: {', '.join(filter(None, [*words, equal]))}{end}"
 
 
 @chart
@@ -295,17 +316,15 @@ def conclusions(
 ) -> Chart:
     """What one would have concluded with 1, 3 and 10 seeds: a panel a number of seeds, coloured by the winner.
 
-    Rows: cell, seed, metric. `stats` is what `statistics.conclusions_by_seeds` found in them. An order of cells that
+    Rows: cell, seed, metric. `stats` is what `orders.conclusions_by_seeds` found in them. An order of cells that
     was `promised`, best first, is counted in the single seeds.
     """
-    rows = in_order(rows, order)
+    study, rows = rows, in_order(rows, order)
     found = (
-        statistics.conclusions_by_seeds(rows, counts, metric=metric, lower_better=lower_better)
-        if stats is None
-        else stats
+        orders.conclusions_by_seeds(rows, counts, metric=metric, lower_better=lower_better) if stats is None else stats
     )
     statistics.require_columns(found, "n_seeds", "group", "first", "second", "mean_second", "conclusion")
-    figure = new_chart(_conclusion_title(found))
+    figure = new_chart(study_title(_conclusion_title(found), study))
     counts = sorted(found["n_seeds"].unique())
     pairs = found[["first", "second"]].drop_duplicates()
     styles = cell_styles(found[["second", "first"]].to_numpy().ravel(), palette)
@@ -321,7 +340,7 @@ def conclusions(
         ax.set_title("1 seed" if count == 1 else f"{count} seeds")
         short_ticks(ax.xaxis, 3)
     axes[len(axes) // 2].set_xlabel("difference in % of the second")
-    note = "colour: the winner; hollow: cannot tell; lines: 95 % intervals"
+    note = "colour: the winner; hollow: cannot tell; grey: equal within the margin; lines: 95 % intervals"
     promise = _order_text(rows, promised, metric, lower_better) if promised else ""
     cells_legend(figure, colours, lines(note, absent(rows["cell"], order), promise))
     return figure
@@ -329,7 +348,12 @@ def conclusions(
 
 def _conclusion(ax: Axes, place: float, row: Row, colours: Mapping[str, Style]) -> None:
     pair = winner_and_loser(row | {"verdict": row["conclusion"]})
-    style = {"color": PALETTE[7], "marker": "o", "markerfacecolor": "white"} if pair is None else colours[pair[0]]
+    grey = {
+        "color": PALETTE[7],
+        "marker": "o",
+        "markerfacecolor": PALETTE[7] if row["conclusion"] == EQUAL else "white",
+    }
+    style = grey if pair is None else colours[pair[0]]
     if np.isnan(row["ci_low"]):
         ax.plot(row["mean_difference"], place, markersize=6, **style)
     else:
@@ -338,18 +362,21 @@ def _conclusion(ax: Axes, place: float, row: Row, colours: Mapping[str, Style]) 
 
 def _conclusion_title(found: pd.DataFrame) -> str:
     few, many = found["n_seeds"].min(), found["n_seeds"].max()
-    told = found[found["conclusion"] != CANNOT_TELL]
+    told = found[found["conclusion"].isin(BETTER)]
     kinds = told.groupby(["n_seeds", "first", "second"])["conclusion"].nunique()
     torn, apart = (kinds.reindex([few], level="n_seeds") > 1).sum(), len(kinds.reindex([many], level="n_seeds"))
     count = len(found[["first", "second"]].drop_duplicates())
+    same = int(((found["n_seeds"] == many) & (found["conclusion"] == EQUAL)).sum())
     start = "Single seeds" if few == 1 else f"Groups of {few} seeds"
+    equal = f" and find {same} equal within the margin" if same else ""
     return (
         f"{start} contradict each other on {torn} of {count} pairs; {many} seeds tell {apart or 'none'} of them apart"
+        f"{equal}"
     )
 
 
 def _order_text(rows: pd.DataFrame, promised: Sequence[str], metric: str, lower_better: bool | None) -> str:
-    row = statistics.order_in_single_seeds(rows, promised, metric, lower_better=lower_better).iloc[0]
+    row = orders.order_in_single_seeds(rows, promised, metric, lower_better=lower_better).iloc[0]
     percents = f"{row['percent_in_order']:.0f} %, where chance alone gives {row['percent_by_chance']:.0f} %"
     order = " < ".join(map(cell_name, promised))
     return f"{order}: in {row['n_in_order']} of {row['n_seeds']} single seeds, {percents}"

@@ -16,12 +16,13 @@ from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.base import PALETTE, has_blocks, legend_outside, listed, missing_note, ordered, span, variant_colours
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.presets import VARIANTS, variant_title
-from hae_lab.study import statistics
-from hae_lab.study.statistics import CANNOT_TELL
+from hae_lab.study import comparisons, statistics
+from hae_lab.study.equivalence import BETTER, CANNOT_TELL, EQUAL
 
 COSTS = {"params": "parameters", "macs": "MACs", "ms": "time"}
 SCALES = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 MEAN, SEED = "#222222", PALETTE[9]  # where a mark stands for no cell
+KNOWN_WORSE = PALETTE[3]  # controls
 
 Row = Mapping[str, Any]
 Style = dict[str, Any]
@@ -38,9 +39,11 @@ def cell_name(cell: Any) -> str:
 def in_order(rows: pd.DataFrame, order: Sequence[str] | None = None) -> pd.DataFrame:
     """The rows of the cells of `order`, cell by cell; by default of all cells, variants as they were registered first.
 
-    Raises `HAELabError` for rows without a column cell, and if none of their cells is in `order`.
+    Of the rows of a study, those of its question. Raises `HAELabError` for rows without a column cell, and if none of
+    their cells is in `order`.
     """
     statistics.require_columns(rows, "cell")
+    rows = statistics.question(rows)
     places = {cell: place for place, cell in enumerate(ordered(rows["cell"], order))}
     cells = ", ".join(map(str, rows["cell"].unique())) or "none"
     require(len(places) > 0, f"no cell to draw: order is {order}, the cells of the rows are {cells}")
@@ -109,35 +112,63 @@ def others(count: int, noun: str) -> str:
 
 
 def winner_and_loser(row: Row) -> tuple[Any, Any] | None:
-    """The two cells, or levels, of a comparison that has a verdict."""
-    if row["verdict"] == CANNOT_TELL:
+    """The two cells, or levels, of a comparison in which one is better."""
+    if row["verdict"] not in BETTER:
         return None
     pair = row["first"], row["second"]
-    return pair if row["verdict"] == "first better" else pair[::-1]
+    return pair if row["verdict"] == BETTER[0] else pair[::-1]
 
 
-def decided(differences: pd.DataFrame) -> list[Row]:
-    """The comparisons that have a verdict."""
-    return differences[differences["verdict"] != CANNOT_TELL].to_dict("records")
+def differing(differences: pd.DataFrame) -> list[Row]:
+    """The comparisons in which one is better."""
+    return differences[differences["verdict"].isin(BETTER)].to_dict("records")
+
+
+def study_title(title: str, rows: pd.DataFrame) -> str:
+    """A title of a figure of a study's rows, which are void if the study does not find its controls."""
+    void = comparisons.controls_found(rows) == comparisons.NOT_FOUND
+    return f"Void, for a control that is known to be worse was not found: {title}" if void else title
 
 
 def comparison_title(differences: pd.DataFrame, metric: str) -> str:
     """What paired differences tell, and how much they leave open."""
-    told, count, seeds = decided(differences), len(differences), span(differences["n_seeds"])
-    if not told:
-        which = "the two cells" if count == 1 else f"any of {count} pairs"
-        return f"{seeds} seeds cannot tell {which} apart by {metric_title(metric)}"
-    rest = count - len(told)
-    end = f"; {seeds} seeds cannot tell {others(rest, 'pair')} apart" if rest else f" ({seeds} seeds)"
+    count, seeds, name = len(differences), span(differences["n_seeds"]), metric_title(metric)
+    told, equal = differing(differences), int((differences["verdict"] == EQUAL).sum())
+    parts = []
     if len(told) > 2:
-        return f"{len(told)} of {count} pairs differ in {metric_title(metric)}{end}"
-    wins = [" beats ".join(map(cell_name, winner_and_loser(row))) for row in told]
-    return f"{listed(wins)} in {metric_title(metric)}{end}"
+        parts.append(f"{len(told)} of {count} pairs differ in {name}")
+    elif told:
+        wins = [" beats ".join(map(cell_name, winner_and_loser(row))) for row in told]
+        parts.append(f"{listed(wins)} in {name}")
+    if equal:
+        parts.append(_equal_words(differences, equal, "" if told else f" in {name}"))
+    rest = count - len(told) - equal
+    if not rest:
+        return f"{'; '.join(parts)} ({seeds} seeds)"
+    if not parts:
+        which = "the two cells" if count == 1 else f"any of {count} pairs"
+        return f"{seeds} seeds cannot tell {which} apart by {name}"
+    return "; ".join([*parts, f"{seeds} seeds cannot tell {others(rest, 'pair')} apart"])
+
+
+def _equal_words(differences: pd.DataFrame, equal: int, ending: str) -> str:
+    count, margin = len(differences), within(differences.iloc[0])
+    if equal == count:
+        which = "The two cells are" if count == 1 else f"All {count} pairs are"
+        return f"{which} {margin}{ending}"
+    return f"{equal} of {count} pairs {'is' if equal == 1 else 'are'} {margin}{ending}"
+
+
+def within(row: Row) -> str:
+    """The verdict "equal" in words."""
+    return f"{EQUAL} within {row['margin_percent']:g} %"
 
 
 def verdict_text(row: Row, between: str) -> str:
-    """The verdict of one comparison, and the smallest difference it would find with 80 % power."""
+    """The verdict of one comparison, and how closely it is bounded, or what it would find with 80 % power."""
     pair = winner_and_loser(row)
+    if row["verdict"] == EQUAL:
+        return f"{within(row)}{between}surely ≤ {row['equal_within_percent']:.2g} %"
     only_holm = " (Holm)" if row["ci_low"] > 0 or row["ci_high"] < 0 else ""
     verdict = f"{cell_name(pair[0])} better" if pair else CANNOT_TELL + only_holm
     least = 100 * row["minimum_detectable_difference"] / abs(row["mean_second"])
@@ -175,11 +206,13 @@ def pair_rows(ax: Axes, pairs: pd.DataFrame) -> None:
     ax.axvline(0, color="black", linewidth=1)
 
 
-def seeds_legend(figure: Figure, note: str = "", seed_colour: str = SEED, ax: Axes | None = None) -> None:
-    """What the small and the large marks are; inside the user's `ax`, if there is one."""
+def seeds_legend(
+    figure: Figure, note: str = "", seed_colour: str = SEED, ax: Axes | None = None, more: Sequence[Any] = ()
+) -> None:
+    """What the small and the large marks are, and `more`; inside the user's `ax`, if there is one."""
     dot = Line2D([], [], color=seed_colour, marker="o", linestyle="", label="one seed")
     bar = Line2D([], [], color=MEAN, marker="D", linewidth=2, label="mean, 95 % interval")
-    _legend(figure, [dot, bar], note, ax)
+    _legend(figure, [dot, bar, *more], note, ax)
 
 
 def cells_legend(figure: Figure, styles: Mapping[str, Style], note: str, ax: Axes | None = None) -> None:

@@ -66,7 +66,8 @@ def verify(study: Study, rows: pd.DataFrame, count: int = 3, workers: int = 2) -
     Raises `HAELabError` for a run that the table lacks or that fails.
     """
     require(study.trial == TRIAL, f"{study.name} trains nothing: its trial is {study.trial}")
-    planned = study.planned
+    looks = {len(study.planned_at(look)): look for look in range(study.looks, 0, -1)}
+    planned = study.planned_at(looks.get(len(rows), study.looks))  # those of the look at which the study ended
     count = require_whole("the number of runs to verify", count, 1, len(planned))
     chosen = [planned[place] for place in np.linspace(0, len(planned) - 1, count).round().astype(int)]
     kept = {_row_place(row): row for _, row in rows.iterrows()}

@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pandas as pd
 
-from hae_lab.checks import HAELabError, is_whole, require, require_name, require_whole
+from hae_lab.checks import HAELabError, require, require_name, require_number, require_whole
 from hae_lab.parts import Parts, beside
 from hae_lab.sources import source_sha256
-from hae_lab.study.grid import Block, Cell, cells
+from hae_lab.study.grid import MARGIN_PERCENT, Block, Cell, cells, listed_seeds
 from hae_lab.study.store import Run, Store
 from hae_lab.study.task import TRIAL, TRIALS
 from hae_lab.tables import write
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from hae_lab.study.cost import Cost
 
 STORE = Path("runs/studies.sqlite")
+DECIDED = "decided"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,13 @@ class Study:
     ("data", "samples", "metrics", ...). `seeds` are a list, or how many from 0 on. `limit` is the most runs that may
     be trained. `trial` names what runs an experiment: a function that takes it and a folder and returns metrics.
     Mask rules, slots, data sets, metrics and trials are names in their registry, "module:name" or "file.py:name".
+
+    A block of the grid may have a `label` for its cells, which may hold fields in braces, `seeds` of its own, and
+    `equal` = "MACs", "time" or "parameters", with the cell whose they are as `reference`. `controls` are cells known
+    to be worse, by name: fields that change, of the `reference` (without it, the first cell). `margin_percent`
+    is the smallest difference of interest, in percent of the second of a pair, for all metrics or as {"loss": 1, ...}.
+    With `until="decided"`, `seeds_cap` seeds are the most: as many as `seeds` are added until every comparison of the
+    loss is decided.
     Raises `HAELabError` for what no study could be.
     """
 
@@ -46,13 +53,19 @@ class Study:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 1000
     trial: str = TRIAL
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    margin_percent: float | Mapping[str, float] = MARGIN_PERCENT
+    until: str = ""
+    seeds_cap: int | None = None
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and re.fullmatch(r"[\w.-]+", self.name)
         require(bool(named), f"a study's name is letters, digits, '_', '-', '.': it names files; got {self.name!r}")
-        object.__setattr__(self, "seeds", _listed_seeds(self.seeds))
+        object.__setattr__(self, "seeds", listed_seeds(self.seeds))
         require_whole("limit", self.limit, 1)
         TRIALS.find(self.trial)
+        self.margins  # noqa: B018
+        self.looks  # noqa: B018
         self.cells  # noqa: B018 (made now, so that a mistake shows where the study is declared)
 
     @classmethod
@@ -85,11 +98,41 @@ class Study:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The cells, in the order of scikit-learn's `ParameterGrid`."""
-        return cells(self.grid, self.fixed, self.preset)
+        return cells(self.grid, self.fixed, self.preset, self.controls)
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """The margin of each metric in percent; that of "loss" is for all that are not named."""
+        given = self.margin_percent
+        margins = {"loss": MARGIN_PERCENT} | (dict(given) if isinstance(given, Mapping) else {"loss": given})
+        checked = {name: require_number("margin_percent", value, 0, low_open=True) for name, value in margins.items()}
+        return {name: float(value) for name, value in checked.items()}
+
+    @property
+    def looks(self) -> int:
+        """How often the study may look at its rows: once, or up to `seeds_cap` seeds."""
+        if not self.until:
+            require(self.seeds_cap is None, f'seeds_cap is for until="{DECIDED}", got {self.seeds_cap} without it')
+            return 1
+        require_name("until", self.until, [DECIDED])
+        batch = len(listed_seeds(self.seeds))
+        cap = require_whole("seeds_cap", self.seeds_cap, batch)
+        counted = all(seeds == tuple(range(len(seeds))) for seeds in map(self._seeds, self.cells))
+        require(counted and cap % batch == 0, f"seeds_cap is a whole multiple of {batch}, and seeds are how many")
+        return cap // batch
+
+    def _seeds(self, cell: Cell, look: int = 1) -> tuple[int, ...]:
+        """The seeds of a cell at a look: as many again as at the first, each time."""
+        seeds = listed_seeds(self.seeds) if cell.seeds is None else cell.seeds
+        return seeds if look == 1 else tuple(range(look * len(seeds)))
 
     @property
     def planned(self) -> tuple[Run, ...]:
-        """Every run, by cell and seed, named by its parts as they are now."""
+        """Every run, by cell and seed, named by its parts as they are now; those of the last look."""
+        return self.planned_at(self.looks)
+
+    def planned_at(self, look: int) -> tuple[Run, ...]:
+        """The runs that a look needs."""
         names = {place: _data_name(*place) for place in dict.fromkeys(map(_data_place, self.cells))}
         sources: dict[int, str] = {}  # by the id of a part, which many cells share
         runs = []
@@ -99,7 +142,7 @@ class Study:
             sources |= {id(part): source_sha256(part) for part in named.values() if id(part) not in sources}
             hashes = {name: sources[id(part)] for name, part in named.items()}
             data = names[_data_place(cell)]
-            runs += [Run(cell, seed, self.trial, data, parts, hashes) for seed in _listed_seeds(self.seeds)]
+            runs += [Run(cell, seed, self.trial, data, parts, hashes) for seed in self._seeds(cell, look)]
         return tuple(runs)
 
     def _parts(self, cell: Cell) -> Parts:
@@ -146,27 +189,47 @@ class Study:
         Raises `HAELabError` for more than `limit` runs, a store that cannot be written or that another driver holds,
         and an unfit cluster.
         """
-        from hae_lab.study import runner, tables
+        from hae_lab.study import runner
 
         planned = self.planned
         count = f"{len(planned):,} runs are more than the limit of study {self.name!r}, {self.limit:,}"
         require(len(planned) <= self.limit, count)
         with Store(store) as opened, opened.held():
-            runner.bring_to_end(self.name, planned, opened, workers, backend, address, retry_failed, progress)
-        return tables.results(self.name, planned, store)
+            for look in range(1, self.looks + 1):
+                runs = self.planned_at(look)
+                runner.bring_to_end(self.name, runs, opened, workers, backend, address, retry_failed, progress)
+                if self._ends_at(look, store):
+                    break
+        return self.results(store)
+
+    def needed(self, store: str | Path = STORE) -> tuple[Run, ...]:
+        """The runs of the look at which the study ends, or of that which is not complete yet."""
+        ended = (look for look in range(1, self.looks) if self._ends_at(look, store))
+        return self.planned_at(next(ended, self.looks))
+
+    def _ends_at(self, look: int, store: str | Path) -> bool:
+        """Whether a look lacks runs, or decides every comparison."""
+        if self.looks == 1:
+            return True
+        from hae_lab.study import comparisons, tables
+
+        runs = self.planned_at(look)
+        rows = tables.results(self, runs, store)
+        return len(rows) < len(runs) or comparisons.all_decided(rows)
 
     def results(self, store: str | Path = STORE) -> pd.DataFrame:
-        """A row a finished run, by cell and seed: study, cell, data, the fields that vary, seed, the counts of
-        `static`, metrics, key. The same runs give the same table, wherever and whenever they ran."""
+        """A row a finished run, by cell and seed: study, cell, role, reference, data, the fields that vary, seed,
+        margin_percent and looks as declared, the counts of `static`, metrics, key. The same runs give the same table,
+        wherever and whenever they ran."""
         from hae_lab.study import tables
 
-        return tables.results(self.name, self.planned, store)
+        return tables.results(self, self.needed(store), store)
 
     def curves(self, store: str | Path = STORE) -> pd.DataFrame:
         """Learning curves of the finished runs, by cell and seed: cell, data, seed, step, loss."""
         from hae_lab.study import tables
 
-        return tables.curves(self.planned, store)
+        return tables.curves(self.needed(store), store)
 
     def log(self, store: str | Path = STORE) -> pd.DataFrame:
         """How runs went: a row a run that has ended, with status, seconds, host, versions, traceback."""
@@ -177,15 +240,6 @@ class Study:
     def export(self, store: str | Path, path: str | Path) -> Path:
         """Write `results` to a .csv or .parquet file, whole or not at all. Raises `HAELabError` for another suffix."""
         return write(self.results(store), path)
-
-
-def _listed_seeds(seeds: Any) -> tuple[int, ...]:
-    if is_whole(seeds):
-        seeds = range(seeds)
-    listed = isinstance(seeds, list | tuple | range | np.ndarray)
-    right = listed and all(is_whole(seed) and seed >= 0 for seed in seeds) and len(seeds) == len(set(seeds)) > 0
-    require(right, f"seeds are how many, from 1 on, or a list of different whole numbers from 0; got {seeds!r}")
-    return tuple(sorted(int(seed) for seed in seeds))
 
 
 def _data_place(cell: Cell) -> tuple[str, int]:

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from hae_lab.study.grid import Cell
 from hae_lab.study.store import Run, Store
+
+if TYPE_CHECKING:
+    from hae_lab.study.declaration import Study
 
 LOG = ["status", "seconds", "host", "started", "finished", "versions", "traceback", "code", "key"]
 
@@ -22,14 +25,16 @@ def static(cells: Iterable[Cell], progress: bool = False) -> pd.DataFrame:
     return pd.DataFrame([_cell_columns(cell) | static_counts(cell.experiment.config) for cell in bar])
 
 
-def results(name: str, runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
-    """See `Study.results`."""
+def results(study: "Study", runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
+    """See `Study.results`; of these runs."""
     from hae_lab.profilers.formulas import static_counts
 
+    said = _declared(study)
     rows = [
-        {"study": name}
-        | _cell_columns(run.cell)
+        {"study": study.name}
+        | _role_columns(run.cell)
         | {"seed": run.seed}
+        | said
         | static_counts(run.cell.experiment.config)
         | {metric: value for metric, value in metrics.items() if metric != "curve"}
         | {"key": run.key}
@@ -38,7 +43,15 @@ def results(name: str, runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=["study", "cell", "data", "seed", "key"])
     frame = pd.DataFrame(rows)
-    return frame[[*(name for name in frame.columns if name != "key"), "key"]]  # a later run may have more metrics
+    # a later run may have more metrics, and a later cell a reference
+    first = [name for name in ("study", "cell", "role", "reference") if name in frame.columns]
+    return frame[[*first, *(name for name in frame.columns if name not in (*first, "key")), "key"]]
+
+
+def _declared(study: "Study") -> dict[str, Any]:
+    """What a study declares about all of its rows: margins, and looks if there may be several."""
+    margins = {"margin_percent" if name == "loss" else f"margin_percent_{name}": m for name, m in study.margins.items()}
+    return margins | ({"looks": study.looks} if study.looks > 1 else {})
 
 
 def metric_columns(results: pd.DataFrame) -> list[str]:
@@ -77,6 +90,13 @@ def log(runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
         return pd.DataFrame(columns=["cell", "data", "seed", *LOG])
     frame = pd.DataFrame(rows)
     return frame.assign(**{name: pd.to_datetime(frame[name], unit="s") for name in ("started", "finished")})
+
+
+def _role_columns(cell: Cell) -> dict[str, Any]:
+    """The columns of a cell, with what it is for after its name."""
+    columns = _cell_columns(cell)
+    role = {"role": cell.role} | ({"reference": cell.reference} if cell.reference else {})
+    return {"cell": columns.pop("cell")} | role | columns
 
 
 def _cell_columns(cell: Cell) -> dict[str, Any]:

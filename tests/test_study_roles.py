@@ -1,0 +1,194 @@
+"""What a study declares beside its question: labels, own seeds, cells at equal cost, controls, margins, looks."""
+
+import numpy as np
+import pytest
+
+from hae_lab import HAELabError
+from hae_lab.study import Study, committed
+from hae_lab.study.store import Store
+from hae_lab.tables import read
+
+TOML = """
+name = "asked"
+preset = "tiny"
+margin_percent = {loss = 1, swd = 4}
+seeds = 2
+[fixed]
+steps = 30
+[[grid]]
+seeds = 3
+variant = ["unet", "hae"]
+data = ["phantoms", "digits"]
+[[grid]]
+label = "{variant} without its CNN"
+variant = ["hae"]
+cnn_branch = [false]
+[[grid]]
+equal = "MACs"
+reference = "hae"
+label = "{variant}, {steps} steps"
+variant = ["unet"]
+steps = [37]
+[controls."three quarters"]
+reference = "hae"
+model_channels = 24
+[controls.short]
+reference = "hae without its CNN"
+steps = 20
+seeds = [5]
+"""
+
+
+@pytest.fixture
+def asked(tmp_path) -> Study:
+    (tmp_path / "asked.toml").write_text(TOML)
+    return Study.from_toml(tmp_path / "asked.toml")
+
+
+def declared(grid=None, **options) -> Study:
+    return Study("asked", grid or {"variant": ["hae", "v2"]}, **{"preset": "tiny", "seeds": 2} | options)
+
+
+def finish(study: Study, path, losses, look: int = 1) -> None:
+    """Put a loss by cell and seed into a store, as if the runs of a look had been run."""
+    with Store(path) as opened:
+        for run in study.planned_at(look):
+            metrics = {"loss": losses(run.cell.label, run.seed), "curve": []}
+            opened.finish(run, committed.ADOPTED | {"metrics": metrics})
+
+
+def test_blocks_and_controls_become_cells_with_roles(asked):
+    found = [(str(cell), cell.role, cell.reference) for cell in asked.cells]
+    assert found == [
+        ("unet on phantoms", "question", ""),
+        ("hae on phantoms", "question", ""),
+        ("unet on digits", "question", ""),
+        ("hae on digits", "question", ""),
+        ("hae without its CNN on phantoms", "question", ""),
+        ("unet, 37 steps on phantoms", "equal MACs", "hae"),
+        ("three quarters on phantoms", "control", "hae"),
+        ("three quarters on digits", "control", "hae"),
+        ("short on phantoms", "control", "hae without its CNN"),
+    ]
+
+
+def test_a_control_is_its_reference_with_one_change(asked):
+    cells = {str(cell): cell.experiment for cell in asked.cells}
+    narrow, hae = cells["three quarters on digits"], cells["hae on digits"]
+    assert (narrow.config.model_channels, hae.config.model_channels) == (24, 16)
+    assert (narrow.data, narrow.recipe) == (hae.data, hae.recipe)
+    short = cells["short on phantoms"]
+    assert (short.config.cnn_branch, short.recipe.steps) == (False, 20)
+
+
+def test_a_block_at_equal_cost_may_change_what_is_fixed(asked):
+    steps = {cell.label: cell.experiment.recipe.steps for cell in asked.cells}
+    assert (steps["unet, 37 steps"], steps["unet"]) == (37, 30)
+
+
+def test_seeds_are_those_of_the_block(asked):
+    seeds = {}
+    for run in asked.planned:
+        seeds.setdefault(str(run.cell), []).append(run.seed)
+    assert seeds["unet on digits"] == [0, 1, 2]
+    assert seeds["three quarters on digits"] == [0, 1]
+    assert seeds["short on phantoms"] == [5]
+
+
+def test_rows_carry_what_was_declared(asked, tmp_path):
+    finish(asked, tmp_path / "s.sqlite", lambda cell, seed: 0.5)
+    path = asked.export(tmp_path / "s.sqlite", tmp_path / "rows.csv")
+    rows = read(path)
+    assert list(rows.columns[:5]) == ["study", "cell", "role", "reference", "data"]
+    named = rows[rows["role"] != "question"]
+    assert named.groupby("role")["reference"].unique().map(list).to_dict() == {
+        "control": ["hae", "hae without its CNN"],
+        "equal MACs": ["hae"],
+    }
+    assert not rows.loc[rows["role"] == "question", "reference"].any()
+    assert rows[["margin_percent", "margin_percent_swd"]].drop_duplicates().to_numpy().tolist() == [[1, 4]]
+    assert "looks" not in rows
+
+
+def test_what_is_said_about_runs_does_not_rename_them():
+    plain = declared()
+    said = declared(
+        [{"label": "the one: {variant}", "seeds": 2, "variant": ["hae", "v2"]}],
+        controls={"narrow": {"model_channels": 24}},
+        margin_percent=0.5,
+    )
+    keys = [run.key for run in plain.planned]
+    assert keys == [run.key for run in said.planned][: len(keys)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin_percent": 0}, "margin_percent is a number above 0, got 0"),
+        ({"margin_percent": {"loss": "1"}}, "margin_percent is a number above 0, got '1'"),
+        ({"controls": {"narrow": {"model_chanels": 24}}}, "unknown study field 'model_chanels'"),
+        ({"controls": {"narrow": {}}}, "control narrow changes fields other than data"),
+        ({"controls": {"other": {"data": "digits"}}}, "control other changes fields other than data"),
+        ({"controls": {"narrow": 24}}, "control narrow is a dictionary of fields, got 24"),
+        ({"controls": [24]}, "controls are named dictionaries of fields, got [24]"),
+        ({"controls": {"bad": {"model_channels": 0}}}, "control bad: model_channels is"),
+        ({"controls": {"same": {"variant": "v2"}}}, "one experiment twice: v2 and same"),
+        ({"controls": {"narrow": {"reference": "lite", "steps": 3}}}, "unknown reference of control narrow 'lite'"),
+        ({"controls": {"v2": {"steps": 3}}}, "two cells are called v2"),
+        ({"grid": [{"label": "all", "variant": ["hae", "v2"]}]}, "two cells are called all"),
+        ({"grid": [{"label": "{variat}", "variant": ["hae", "v2"]}]}, "label '{variat}' may hold fields of its cell"),
+        ({"grid": [{"label": 3, "variant": ["hae"]}]}, "label is a text, got 3"),
+        ({"grid": [{"seeds": 0, "variant": ["hae"]}]}, "seeds are how many, from 1 on"),
+        ({"grid": [{"equal": "MACs", "variant": ["hae"]}]}, "needs both equal and reference, got only equal"),
+        ({"grid": [{"equal": "macs", "reference": "hae", "variant": ["hae"]}]}, "unknown equal 'macs'"),
+        ({"grid": [{"equal": "time", "reference": "ha", "variant": ["hae"]}]}, "unknown reference of hae 'ha'"),
+        ({"until": "settled", "seeds_cap": 4}, "unknown until 'settled'"),
+        ({"until": "decided", "seeds_cap": 5}, "seeds_cap is a whole multiple of 2"),
+        ({"until": "decided", "seeds_cap": 4, "seeds": [3, 4]}, "and seeds are how many"),
+        ({"until": "decided"}, "seeds_cap is a whole number from 2, got None"),
+        ({"seeds_cap": 4}, 'seeds_cap is for until="decided", got 4'),
+    ],
+)
+def test_a_mistake_in_a_declaration_is_named(options, message):
+    with pytest.raises(HAELabError) as error:
+        declared(**options)
+    assert message in str(error.value)
+
+
+# looks
+
+
+def noisy(gap: float):
+    """A loss around 1 with seeds of standard deviation 0.001, and V2 above HAE by `gap`."""
+    noise = np.random.default_rng(0).normal(0, 0.001, (2, 100))
+    return lambda cell, seed: float(1 + gap * (cell == "v2") + noise[int(cell == "v2"), seed])
+
+
+@pytest.mark.parametrize(
+    ("gap", "margin", "seeds"),
+    [(0.1, 1, 2), (0.0022, 0.05, 6), (0.0, 0.01, 8), (0.0, 2, 2)],  # clear at once, later, never; clearly equal
+)
+def test_seeds_are_added_until_all_is_decided(gap, margin, seeds, tmp_path):
+    study = declared(until="decided", seeds_cap=8, margin_percent=margin)
+    assert [len(study.planned_at(look)) for look in (1, 2, 3, 4)] == [4, 8, 12, 16]
+    finish(study, tmp_path / "s.sqlite", noisy(gap), 4)
+    rows = study.results(tmp_path / "s.sqlite")
+    assert rows["seed"].nunique() == seeds
+    assert set(rows["looks"]) == {4}
+
+
+def test_a_look_that_lacks_runs_is_not_passed(tmp_path):
+    study = declared(until="decided", seeds_cap=6)
+    finish(study, tmp_path / "s.sqlite", noisy(0.1))
+    with Store(tmp_path / "s.sqlite") as opened:
+        opened._connection.execute("DELETE FROM runs WHERE seed = 1")
+    assert len(study.needed(tmp_path / "s.sqlite")) == 4
+    assert len(study.results(tmp_path / "s.sqlite")) == 2
+
+
+def test_running_stops_at_the_look_that_decides(tmp_path):
+    study = declared(until="decided", seeds_cap=6, trial="study_trials:quick")
+    rows = study.run(tmp_path / "s.sqlite", workers=1, progress=False)
+    assert rows["seed"].tolist() == [0, 1, 0, 1]
+    with Store(tmp_path / "s.sqlite") as opened:
+        assert len(opened.select()) == 4
