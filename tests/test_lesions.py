@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from hae_lab import HAELabError, build, config
 from hae_lab.diffusion import lesions
 from hae_lab.diffusion.data import digits, phantoms
-from hae_lab.diffusion.lesions import TASKS, foreign, head, lesion_scores, lesion_task
+from hae_lab.diffusion.lesions import TASKS, foreign, inside_head, lesion_scores, lesion_task
 from hae_lab.diffusion.metrics import METRICS, higher_is_better, measured
 from hae_lab.diffusion.quality import anomaly_maps
 from hae_lab.diffusion.training import Recipe, Trained
@@ -66,7 +66,7 @@ def test_the_tissue_of_a_head_that_is_too_small_is_not_taken():
 
 
 def test_the_head_is_what_is_no_air():
-    found = head(HEALTHY)
+    found = inside_head(HEALTHY)
     assert found.shape == (COUNT, 1, SIZE, SIZE)
     assert torch.equal(found, HEALTHY > -1)
     assert (found | ~MASKS).all()

@@ -34,7 +34,7 @@ SIGNS = {"dark": "dark", "foreign": "absolute", "shuffled": "absolute"}
 Draw = Callable[[Tensor, Tensor, np.random.Generator], Tensor]  # (healthy images, masks, generator) -> images
 
 
-def head(images: Tensor) -> Tensor:
+def inside_head(images: Tensor) -> Tensor:
     """Where the head is: (N, C, H, W) -> (N, 1, H, W) bool, the pixels that are not air."""
     return (images > AIR).any(1, keepdim=True)
 
@@ -53,7 +53,7 @@ def dark(images: Tensor, masks: Tensor, generator: np.random.Generator) -> Tenso
 def foreign(images: Tensor, masks: Tensor, generator: np.random.Generator) -> Tensor:
     """The same place of another head: of the following images the first whose head reaches as far as the mask."""
     count = len(images)
-    missed = masks.flatten(1).float() @ (~head(images)).flatten(1).float().T  # (N, N) pixels of a mask beyond a head
+    missed = masks.flatten(1).float() @ (~inside_head(images)).flatten(1).float().T  # (N, N) pixels of a mask beyond a head
     following = (torch.arange(count)[:, None] + torch.arange(1, count)) % count  # (N, N - 1)
     covers = missed.gather(1, following) == 0
     require(bool(covers.any(1).all()), f"none of {count} heads reaches as far as a mask: take more images")
@@ -104,4 +104,4 @@ def lesion_scores(trained: Trained, held_out: Dataset, task: str) -> dict[str, f
     maps = anomaly_maps(
         trained.model, ill.images, trained.recipe, sign=SIGNS[task], start=START, draws=DRAWS, labels=labels
     )
-    return detection(maps, ill.masks, head(ill.images))
+    return detection(maps, ill.masks, inside_head(ill.images))
