@@ -19,6 +19,8 @@ from hae_lab.diffusion.quality import (
     as_noise,
     denoising_loss,
     detection,
+    detection_by_image,
+    difference_maps,
     mmd,
     real_floor,
     restore,
@@ -267,10 +269,12 @@ def test_the_real_floor_is_the_distance_of_random_halves():
     assert all(values.shape == (6,) and len(set(values)) == 6 for values in floor.values())
     order = np.random.default_rng((2, 4)).permutation(21)
     pair = images[order[:10]], images[order[10:20]]
-    assert floor["swd"][4] == sliced_wasserstein(*pair)
-    assert floor["mmd"][4] == mmd(*pair)
+    assert floor["swd"][4] == pytest.approx(sliced_wasserstein(*pair), rel=1e-9)
+    flat = images.flatten(1).double()
+    median = torch.pdist(flat).repeat_interleave(2).median().item() ** 2  # each pair counts from both its images
+    assert floor["mmd"][4] == pytest.approx(mmd(*pair, median=median), rel=1e-9)
     more = real_floor(images, splits=8, seed=2)
-    assert more["swd"][:6].tolist() == floor["swd"].tolist()
+    assert all(more[name][:6] == pytest.approx(floor[name]) for name in floor)
     apart = sliced_wasserstein(images[:10], -images[10:20])
     assert apart > 3 * floor["swd"].max()
     with refused("need 4 images, got 3"):
@@ -337,14 +341,30 @@ def test_restoring_under_a_label_is_denoising_under_it(model):
     torch.testing.assert_close(maps, (images - found).abs())
 
 
+@pytest.mark.parametrize(("sign", "expected"), [("bright", 1), ("dark", -1)])
+def test_signed_maps_keep_the_sign_of_the_mean_difference(sign, expected):
+    known, other = (normal(1, 1, SIZE, SIZE, seed=seed).tanh() for seed in (0, 1))
+    found = anomaly_maps(Knowing(known), other, sign=sign, draws=2, window=1)
+    torch.testing.assert_close(found, expected * (other - known), atol=2e-3, rtol=0)
+
+
+def test_maps_of_differences_are_means_of_their_absolute_or_signed_values():
+    differences = normal(3, 2, 2, SIZE, SIZE)  # draws, images, channels
+    absolute = [[differences[:, n, :, 1, 2].abs().mean()] for n in range(2)]
+    torch.testing.assert_close(difference_maps(differences, window=1)[:, :, 1, 2], torch.tensor(absolute))
+    signed = [[differences[:, n, :, 1, 2].mean()] for n in range(2)]
+    torch.testing.assert_close(difference_maps(differences, "bright", 1)[:, :, 1, 2], torch.tensor(signed))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"sign": "drak"}, "unknown sign 'drak': did you mean 'dark'?"),
         ({"window": 2}, "window is an odd number of pixels, got 2"),
         ({"draws": 0}, "draws is a whole number from 1, got 0"),
         ({"start": 5}, "start=5 is before the first timestep, 39"),
     ],
-    ids=["window", "draws", "start"],
+    ids=["sign", "window", "draws", "start"],
 )
 def test_maps_that_make_no_sense_are_refused(model, options, message):
     with refused(message):
@@ -357,10 +377,34 @@ def test_detection_is_scikit_learns(scale):
     maps = scale * (0.2 * F.avg_pool2d(masks.float(), 3, 1, 1) + normal(*masks.shape).abs())
     found = detection(maps, masks)
     scores, truth = maps.double().numpy().ravel(), masks.numpy().ravel()
-    assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-5)
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
     precision, recall, _ = precision_recall_curve(truth, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    assert found["dice"] == pytest.approx(f1.max(), abs=1e-5)
+    assert found["dice"] == pytest.approx(f1.max(), abs=1e-9)
+
+
+def test_detection_inside_a_region_leaves_the_rest_out():
+    ill = phantoms(6, 16, lesions=True)
+    maps, inside = normal(*ill.masks.shape).round(decimals=1), ill.images > -1  # rounded: with ties
+    found = detection(maps, ill.masks, inside)
+    truth, scores = ill.masks[inside].numpy(), maps[inside].numpy()
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    elsewhere = maps.where(inside, 99)
+    assert detection(elsewhere, ill.masks, inside) == found
+    assert detection(elsewhere, ill.masks) != detection(maps, ill.masks)
+
+
+def test_detection_by_image_is_that_of_each_image_with_a_lesion():
+    ill = phantoms(9, 16, lesions=0.5)
+    maps, inside = normal(*ill.masks.shape), ill.images > -1
+    found = detection_by_image(maps, ill.masks, inside)
+    places = [n for n in range(9) if ill.labels[n]]
+    assert 0 < len(places) < 9
+    expected = [roc_auc_score(ill.masks[n][inside[n]], maps[n][inside[n]]) for n in places]
+    assert [each["auroc"] for each in found] == pytest.approx(expected, abs=1e-9)
+    assert [each["dice"] for each in found] == [
+        detection(maps[[n]], ill.masks[[n]], inside[[n]])["dice"] for n in places
+    ]
 
 
 def test_dice_is_the_best_overlap_over_all_thresholds():
@@ -386,8 +430,9 @@ def test_detection_of_the_truth_is_one_and_of_chance_a_half():
         (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.bool), "0% of them have one"),
         (torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.bool), "100% of them have one"),
         (torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 8, 8, dtype=torch.bool), "maps and masks have one shape"),
+        (torch.full((2, 1, 4, 4), torch.nan), torch.ones(2, 1, 4, 4, dtype=torch.bool), "no finite number"),
     ],
-    ids=["healthy", "ill", "shape"],
+    ids=["healthy", "ill", "shape", "nan"],
 )
 def test_detection_refuses(maps, masks, message):
     with refused(message):

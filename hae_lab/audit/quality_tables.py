@@ -95,7 +95,7 @@ def slot_effects(slots: pd.DataFrame) -> pd.DataFrame:
 
 
 def sample_floor(samples: pd.DataFrame) -> pd.DataFrame:
-    """The distances of the drawn samples beside those of 100 random splits of real images into halves as large.
+    """The distances of the drawn samples beside those of 2,000 random splits of real images into halves as large.
 
     Columns: metric, samples (what the model reaches), real_mean, real_95 (95th percentile).
     """

@@ -9,19 +9,16 @@ import torch
 from torch.utils.data import Dataset
 
 from hae_lab.checks import require, require_name, require_whole
-from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.metrics import METRICS, column_name, measure_of, measured
-from hae_lab.diffusion.quality import anomaly_maps, denoising_loss, detection, mmd, sliced_wasserstein
+from hae_lab.diffusion.quality import denoising_loss, mmd, sliced_wasserstein
 from hae_lab.diffusion.sampling import SAMPLERS, STEPS, sample, sampling_scheduler
 from hae_lab.diffusion.training import MEASURING, RECIPE_FIELDS, Recipe, Trained, stream_seed, train
 from hae_lab.family import FIELDS, HAEConfig
 from hae_lab.parts import SLOT_PARTS, Registry
 from hae_lab.rules import RULES
 
-LESIONS = 128  # images with a lesion
-LESION_CONTRAST = 0.5
-OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "swd", "mmd", "auroc", "dice", "curve", "step")
+OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "swd", "mmd", "curve", "step")
 STUDY_COLUMNS = ("study", "cell", "variant", "preset", "params", "macs", "macs_dense", "macs_kept", "key")
 
 
@@ -30,8 +27,8 @@ class Experiment:
     """Model, data, recipe and seed of one run, and what to measure on it.
 
     `data` is a name for `load_data`; the learning curve has a point every `evaluate_every` steps; `samples` images are
-    drawn at the end, with anomaly maps where the data are phantoms (0: neither). `metrics` names further ones, of
-    `metrics.METRICS` or as "module:function" or "file.py:function", a function of (trained, held_out).
+    drawn at the end (0: none). `metrics` names further ones, of `metrics.METRICS`, as "dark_auroc", or as
+    "module:function" or "file.py:function", a function of (trained, held_out).
     Raises `HAELabError` for a value that makes no sense.
     """
 
@@ -93,9 +90,8 @@ def run(
 ) -> dict[str, Any]:
     """Train and measure: numbers by name, and the held-out loss on the way as "curve", a list of [step, loss].
 
-    Always "loss" and its quartiles; with `samples` also "swd" and "mmd", and on phantoms "auroc" and "dice"; and those
-    that the experiment names. With a `folder`, a killed run continues from its last checkpoint there, and ends with
-    the same numbers.
+    Always "loss" and its quartiles; with `samples` also "swd" and "mmd"; and those that the experiment names. With a
+    `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
     """
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
     if experiment.samples:  # what would fail after the training
@@ -116,8 +112,6 @@ def run(
     metrics = {name: value for name, value in trained.curve[-1].items() if name != "step"}
     if experiment.samples:
         metrics |= sample_metrics(trained, held_out, experiment)
-        if experiment.data == "phantoms":
-            metrics |= anomaly_metrics(trained)
     metrics |= named_metrics(trained, held_out, experiment)
     return metrics | {"curve": [[point["step"], point["loss"]] for point in trained.curve]}
 
@@ -135,14 +129,3 @@ def sample_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) 
     images = torch.stack([held_out[place]["image"] for place in range(count)])
     drawn = sample(trained.model, count, trained.recipe, sampler=experiment.sampler, steps=experiment.sampling_steps)
     return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)}
-
-
-def anomaly_metrics(trained: Trained) -> dict[str, float]:
-    """The "auroc" and "dice" of the model's anomaly maps on faint lesions it has never seen."""
-    lesions = lesion_phantoms(trained.model.config.image_size)
-    return detection(anomaly_maps(trained.model, lesions.images, trained.recipe), lesions.masks)
-
-
-def lesion_phantoms(size: int, count: int = LESIONS) -> ImageSet:
-    """Held-out phantoms, each with a lesion half as bright as the default."""
-    return phantoms(count, size, split="held-out", lesions=True, contrast=LESION_CONTRAST)

@@ -28,6 +28,27 @@ class Metric:
         return self.axis or self.title
 
 
+@dataclass(frozen=True)
+class OnLesions:
+    """AUROC or Dice, inside the head, of a model's maps on the lesions of a task."""
+
+    task: str
+    number: str
+
+    def __call__(self, trained: Any, held_out: Any) -> float:
+        from hae_lab.diffusion.lesions import lesion_scores  # a figure asks for a title, and needs no torch for it
+
+        return lesion_scores(trained, held_out, self.task)[self.number]
+
+
+def _on_lesions() -> dict[str, Metric]:
+    return {
+        f"{task}_{number}": Metric(f"{title}, {task} lesions", True, measure=OnLesions(task, number))
+        for task in ("dark", "foreign", "shuffled")
+        for number, title in (("auroc", "AUROC"), ("dice", "Dice"))
+    }
+
+
 # a user's function alone is one too, with its name for a title
 METRICS: Registry[Metric] = Registry(
     "metric",
@@ -37,6 +58,7 @@ METRICS: Registry[Metric] = Registry(
         "mmd": Metric("MMD²"),
         "auroc": Metric("AUROC", higher_is_better=True),
         "dice": Metric("Dice", higher_is_better=True),
+        **_on_lesions(),
     },
 )
 

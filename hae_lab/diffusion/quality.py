@@ -1,5 +1,6 @@
 """Quality: held-out denoising loss under common random numbers, distances between sets of images, anomaly maps."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hae_lab.checks import require, require_whole
+from hae_lab.checks import require, require_name, require_whole
 from hae_lab.diffusion.sampling import STEPS, denoise, eval_mode, starting_noise, starting_timestep
 from hae_lab.diffusion.training import MEASURING, Recipe, known_labels, noise_scheduler, stream_seed
 from hae_lab.models import HAEUNet
@@ -78,26 +79,44 @@ def sliced_wasserstein(first: Tensor, second: Tensor, *, projections: int = 256,
     Source: Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3. Raises `HAELabError` for unequal sets.
     """
     first, second = _flat_pair(first, second)
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn((first.shape[1], projections), generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=0)
+    directions = _directions(first.shape[1], projections, seed)
     gap = (first @ directions).sort(0).values - (second @ directions).sort(0).values
     return gap.square().mean().sqrt().item()
 
 
-def mmd(first: Tensor, second: Tensor) -> float:
+def _directions(pixels: int, count: int, seed: int) -> Tensor:
+    """Random directions of length 1: (pixels, count)."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn((pixels, count), generator=generator, dtype=torch.float64)
+    return directions / directions.norm(dim=0)
+
+
+def mmd(first: Tensor, second: Tensor, *, median: float | None = None) -> float:
     """Unbiased squared maximum mean discrepancy of two sets of images (N, ...), around 0 when they are alike.
 
     Mean of three Gaussian kernels, half, once and twice as wide as the median distance within `second`, the real
-    images. Source: Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html.
+    images, or as the one whose square is `median`.
+    Source: Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html.
     """
     first, second = _flat_pair(first, second)
     count = len(first)
-    squares = torch.cdist(torch.cat([first, second]), torch.cat([first, second])).square()
-    median = squares[count:, count:][~torch.eye(count, dtype=torch.bool)].median()
-    kernel = sum(torch.exp(-squares / (2 * scale**2 * median)) for scale in (0.5, 1, 2)) / 3
+    squares = _squares(torch.cat([first, second]))
+    kernel = _kernel(squares, _median(squares[count:, count:]) if median is None else median)
     within = [_mean_off_diagonal(block) for block in (kernel[:count, :count], kernel[count:, count:])]
     return (sum(within) - 2 * kernel[:count, count:].mean()).item()
+
+
+def _squares(flat: Tensor) -> Tensor:
+    return torch.cdist(flat, flat).square()  # (N, N)
+
+
+def _median(squares: Tensor) -> float:
+    """Of the squared distances (N, N) of different images."""
+    return squares[~torch.eye(len(squares), dtype=torch.bool)].median().item()
+
+
+def _kernel(squares: Tensor, median: float) -> Tensor:
+    return sum((torch.exp(-squares / (2 * scale**2 * median)) for scale in (0.5, 1, 2)), torch.zeros(())) / 3
 
 
 def _mean_off_diagonal(square: Tensor) -> Tensor:
@@ -112,22 +131,45 @@ def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first.flatten(1).double(), second.flatten(1).double()
 
 
-def real_floor(images: Tensor, splits: int = 100, seed: int = 0) -> dict[str, np.ndarray]:
+def real_floor(images: Tensor, splits: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
     """Both distances between random halves of real images (N, ...): what a perfect generator would get.
 
-    Returns "swd" and "mmd", (splits,) each.
+    Returns "swd" and "mmd", (splits,) each; all splits share the kernels of the median distance of all images.
     """
     require(len(images) >= 4, f"halves of at least 2 images each need 4 images, got {len(images)}")
     half = len(images) // 2
-    orders = [np.random.default_rng((seed, split)).permutation(len(images)) for split in range(splits)]
-    pairs = [(images[order[:half]], images[order[half : 2 * half]]) for order in orders]
-    return {
-        "swd": np.array([sliced_wasserstein(*pair) for pair in pairs]),
-        "mmd": np.array([mmd(*pair) for pair in pairs]),
-    }
+    orders = np.stack([np.random.default_rng((seed, split)).permutation(len(images)) for split in range(splits)])
+    sides = torch.zeros(2, splits, len(images), dtype=torch.float64)  # which images are in which half
+    for side, places in zip(sides, (orders[:, :half], orders[:, half : 2 * half]), strict=True):
+        side.scatter_(1, torch.from_numpy(places), 1.0)
+    flat = images.flatten(1).double()
+    return {"swd": _split_swd(flat, sides), "mmd": _split_mmd(flat, sides)}
+
+
+def _split_swd(flat: Tensor, sides: Tensor) -> np.ndarray:
+    """Sliced Wasserstein distance of the two sides of each split: all images are sorted once."""
+    projected, order = (flat @ _directions(flat.shape[1], 256, 0)).T.sort(1)  # (256, N)
+    found = []
+    for first, second in zip(*(sides > 0), strict=True):
+        halves = [projected[side[order]].unflatten(0, (256, -1)) for side in (first, second)]
+        found.append((halves[0] - halves[1]).square().mean().sqrt().item())
+    return np.array(found)
+
+
+def _split_mmd(flat: Tensor, sides: Tensor) -> np.ndarray:
+    """`mmd` of the two sides of each split."""
+    squares = _squares(flat)
+    kernel = _kernel(squares, _median(squares))
+    count = sides[0].sum(1)  # images a side
+    within = [((side @ kernel * side).sum(1) - side @ kernel.diagonal()) / (count * (count - 1)) for side in sides]
+    between = (sides[0] @ kernel * sides[1]).sum(1) / count**2
+    return (within[0] + within[1] - 2 * between).numpy()
 
 
 # anomaly maps
+
+# what counts as an anomaly in image - restored: any change, tissue that is too bright, tissue that is too dark
+SIGNS: dict[str, Callable[[Tensor], Tensor]] = {"absolute": Tensor.abs, "bright": Tensor.clone, "dark": Tensor.neg}
 
 
 def anomaly_maps(
@@ -135,6 +177,7 @@ def anomaly_maps(
     images: Tensor,
     recipe: Recipe | None = None,
     *,
+    sign: str = "absolute",
     draws: int = 4,
     window: int = 3,
     seed: int = 0,
@@ -142,19 +185,30 @@ def anomaly_maps(
 ) -> Tensor:
     """How far images (N, C, H, W) are from what the model makes of them, (N, 1, H, W).
 
-    A model of healthy images noises each, denoises it and so replaces what it does not know; the absolute difference
-    is averaged over channels, `draws` of the noise and `window` x `window` pixels, an odd number. `options` are those
-    of `restore`: a conditional model takes the `labels` of healthy images.
+    A model of healthy images noises each, denoises it and so replaces what it does not know; `difference_maps` says how
+    the differences of `draws` of the noise make a map. `options` are those of `restore`: a conditional model takes the
+    `labels` of healthy images.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
     draws, seed = require_whole("draws", draws, 1), require_whole("seed", seed, 0)
-    require(require_whole("window", window, 1) % 2 == 1, f"window is an odd number of pixels, got {window!r}")
-    difference = torch.zeros_like(images)
-    for draw in range(draws):
-        restored = restore(model, images, recipe, seed=seed + draw, **options)
-        difference += (images - restored).abs() / draws
-    gray = difference.mean(1, keepdim=True)  # (N, 1, H, W)
+    _check_map(sign, window)
+    restored = (restore(model, images, recipe, seed=seed + draw, **options) for draw in range(draws))
+    return difference_maps(torch.stack([images - each for each in restored]), sign, window)
+
+
+def difference_maps(differences: Tensor, sign: str = "absolute", window: int = 3) -> Tensor:
+    """Differences (draws, N, C, H, W) of images to what was expected as maps (N, 1, H, W), larger where less likely.
+
+    `sign` is one of `SIGNS`; the mean over draws, channels and `window` x `window` pixels, an odd number.
+    """
+    _check_map(sign, window)
+    gray = SIGNS[sign](differences).mean((0, 2))[:, None]  # (N, 1, H, W)
     return F.avg_pool2d(gray, window, stride=1, padding=window // 2, count_include_pad=False)
+
+
+def _check_map(sign: str, window: int) -> None:
+    require_name("sign", sign, SIGNS)
+    require(require_whole("window", window, 1) % 2 == 1, f"window is an odd number of pixels, got {window!r}")
 
 
 def restore(
@@ -176,19 +230,42 @@ def restore(
     return last.images.clamp(-1, 1).cpu()
 
 
-def detection(maps: Tensor, masks: Tensor) -> dict[str, float]:
+def detection(maps: Tensor, masks: Tensor, inside: Tensor | None = None) -> dict[str, float]:
     """How well maps (N, 1, H, W) find the pixels of masks: "auroc", and "dice" at the best threshold.
 
-    Raises `HAELabError` for other shapes and for masks without or full of lesions.
+    Of the pixels `inside` alone, (N, 1, H, W) bool, if it is given; all images share one threshold.
+    Raises `HAELabError` for other shapes, a map with a value that is no number, and masks that are empty or full.
     """
-    from torchmetrics.functional.classification import binary_auroc, binary_precision_recall_curve
-
-    shapes = tuple(maps.shape), tuple(masks.shape)
-    require(shapes[0] == shapes[1], f"maps and masks have one shape, got {shapes[0]} and {shapes[1]}")
-    share = masks.float().mean().item()
+    shapes = [tuple(each.shape) for each in (maps, masks, inside) if each is not None]
+    require(len(set(shapes)) == 1, f"maps and masks have one shape, got {' and '.join(map(str, shapes))}")
+    require(bool(maps.isfinite().all()), "a map has a value that is no finite number")
+    chosen = torch.ones_like(masks) if inside is None else inside
+    scores, truth = maps[chosen].double().numpy(), masks[chosen].numpy()
+    share = truth.mean() if truth.size else 0.0
     require(0 < share < 1, f"detection needs pixels with and without lesion; {share:.0%} of them have one")
-    # torchmetrics puts scores beyond 1 through a sigmoid, which is flat where they are large
-    scores, truth = maps.flatten() / maps.abs().max().clamp_min(1e-12), masks.flatten().int()
-    precision, recall, _ = binary_precision_recall_curve(scores, truth)
-    dice = 2 * precision * recall / (precision + recall).clamp_min(1e-12)  # F1 of pixels
-    return {"auroc": binary_auroc(scores, truth).item(), "dice": dice.max().item()}
+    return {"auroc": _auroc(scores, truth), "dice": _best_dice(scores, truth)}
+
+
+def detection_by_image(maps: Tensor, masks: Tensor, inside: Tensor | None = None) -> list[dict[str, float]]:
+    """`detection` in each image by itself, with a threshold of its own; images whose mask is empty or full are none."""
+    chosen = torch.ones_like(masks) if inside is None else inside
+    shares = [mask[where].float().mean() for mask, where in zip(masks, chosen, strict=True)]
+    places = [place for place, share in enumerate(shares) if 0 < share < 1]
+    return [detection(maps[[place]], masks[[place]], chosen[[place]]) for place in places]
+
+
+def _auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The share of pairs of pixels, one with and one without lesion, that are in the right order (Mann and Whitney)."""
+    from scipy.stats import rankdata
+
+    ill = int(truth.sum())
+    above = rankdata(scores)[truth].sum() - ill * (ill + 1) / 2
+    return float(above / (ill * (len(truth) - ill)))
+
+
+def _best_dice(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Twice the overlap over both areas, of the pixels above the best threshold."""
+    order = np.argsort(-scores, kind="stable")
+    overlap, area = truth[order].cumsum(), np.arange(1, len(truth) + 1)
+    threshold = np.append(np.diff(scores[order]) != 0, True)  # equal scores are above a threshold together
+    return float((2 * overlap / (area + truth.sum()))[threshold].max())

@@ -58,15 +58,18 @@ def denoise(
     seed: int = 0,
     labels: Tensor | None = None,
     guidance: float = 1.0,
+    clip_sample: bool = False,
 ) -> Iterator[Denoised]:
     """Take noise out of `images` (B, C, H, W) step by step, from timestep `start` (default: pure noise) down to 0.
 
     `steps` counts the steps of the whole chain, of which those up to `start` are taken. `labels` (B,) with
-    `guidance` w: without + w * (with - without); w = 1 is the conditional model. The model's mode is put back.
+    `guidance` w: without + w * (with - without); w = 1 is the conditional model. `clip_sample`, diffusers' word, holds
+    the clean images of each step to [-1, 1]; off here, since where images lie on that edge, as air does, it leaves the
+    errors to one side alone and turns black to grey. The model's mode is put back.
     Raises `HAELabError` for an unknown sampler, a number out of range, and guidance without labels.
     """
     recipe = recipe or Recipe()
-    scheduler = sampling_scheduler(recipe, sampler, steps)
+    scheduler = sampling_scheduler(recipe, sampler, steps, clip_sample)
     timesteps = _timesteps(scheduler, start)
     require(guidance == 1 or labels is not None, f"guidance={guidance} needs labels (B,)")
     device = next(model.parameters()).device
@@ -84,7 +87,7 @@ def denoise(
 def sample(
     model: HAEUNet, count: int, recipe: Recipe | None = None, *, seed: int = 0, batch_size: int = 64, **options
 ) -> Tensor:
-    """`count` new images, (count, C, H, W) in [-1, 1]; `options` are those of `denoise`.
+    """`count` new images, (count, C, H, W), in the end held to [-1, 1]; `options` are those of `denoise`.
 
     One seed is one starting noise for all variants. `labels` are (count,).
     """
@@ -101,7 +104,9 @@ def sample(
     return torch.cat(drawn)
 
 
-def sampling_scheduler(recipe: Recipe, sampler: str, steps: int) -> "DDIMScheduler | DDPMScheduler":
+def sampling_scheduler(
+    recipe: Recipe, sampler: str, steps: int, clip_sample: bool = False
+) -> "DDIMScheduler | DDPMScheduler":
     """A sampler on the recipe's noise schedule, with its timesteps set. Raises `HAELabError` for steps unlike it."""
     from diffusers import DDIMScheduler, DDPMScheduler
 
@@ -112,7 +117,8 @@ def sampling_scheduler(recipe: Recipe, sampler: str, steps: int) -> "DDIMSchedul
     kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
     # with v the last timestep, which is pure noise, is well defined; with epsilon it is 0 / 0
     spacing = "leading" if recipe.prediction == "epsilon" else "trailing"
-    scheduler = kind.from_config(noise_scheduler(recipe).config, timestep_spacing=spacing)
+    options = {"timestep_spacing": spacing, "clip_sample": clip_sample}
+    scheduler = kind.from_config(noise_scheduler(recipe).config, **options)
     scheduler.set_timesteps(steps)
     return scheduler
 

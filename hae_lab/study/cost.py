@@ -22,7 +22,6 @@ MOST_TIMED = 6  # experiments; the others are interpolated by their MACs
 TIMED_STEPS = 4
 TIMED_IMAGES = 32
 EVALUATION_PASSES = 4  # of a held-out image through the model, one a quarter of the chain
-ANOMALY_PASSES = 5 * 4  # of an image with a lesion: steps and noises
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,14 @@ def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
 
 def passes(experiment: "Experiment", held_out: int) -> int:
     """How many images go through the model beside the training: at its evaluations, as samples, in anomaly maps."""
-    from hae_lab.diffusion.experiment import LESIONS
+    from hae_lab.diffusion.lesions import PASSES
+    from hae_lab.diffusion.metrics import METRICS, OnLesions
 
     evaluations = -(-experiment.recipe.steps // experiment.evaluate_every)  # the last step always has one
     found = evaluations * held_out * EVALUATION_PASSES + experiment.samples * experiment.sampling_steps
-    if experiment.samples and experiment.data == "phantoms":
-        found += LESIONS * ANOMALY_PASSES
-    return found
+    measures = [getattr(METRICS.find(name), "measure", None) for name in experiment.metrics]
+    tasks = {measure.task for measure in measures if isinstance(measure, OnLesions)}  # AUROC and Dice share their maps
+    return found + len(tasks) * PASSES
 
 
 @lru_cache(maxsize=64)  # `reproduce --full` asks for all studies, and then each study for itself

@@ -20,7 +20,7 @@ from hae_lab.files import atomic_path
 from hae_lab.parts import Registry, adopted
 
 TRIAL = "hae_lab.diffusion.experiment:run"
-LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "torchmetrics", "hae-lab")
+LIBRARIES = ("torch", "numpy", "diffusers", "accelerate", "hae-lab")
 _ONE_RUN = threading.Lock()  # training uses torch's global random state, so the threads of a process take turns
 
 Trial = Callable[[Any, Path], dict[str, Any]]  # what runs an experiment in a folder, and returns metrics
