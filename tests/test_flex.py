@@ -9,6 +9,7 @@ import hae_lab
 from hae_lab import HAELabError
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import KERNELS, merge_heads, split_heads
+from hae_lab.profilers.reach import empty_blocks
 from hae_lab.rules import RULES, mask_for
 
 HEADS = 4
@@ -29,6 +30,18 @@ def test_a_rule_gives_flex_attention_the_same_matrix(rule, grid):
         seen = hae_lab.mask_mod(rule, grid, sparsity, seed, heads=HEADS)
         made = create_mask(seen, 1, HEADS, grid.n, grid.n, device="cpu")
         assert np.array_equal(made[0].numpy(), matrices(mask_for(rule, grid, sparsity, seed)))
+
+
+@pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_empty_blocks_are_those_that_flex_attention_leaves_out(rule, grid):
+    seen = hae_lab.mask_mod(rule, grid, heads=HEADS)
+    for side in (16, 64, 128):
+        made = create_block_mask(seen, None, HEADS, grid.n_local, grid.n, device="cpu", BLOCK_SIZE=side)
+        kept = int(made.kv_num_blocks.sum() + made.full_kv_num_blocks.sum())
+        blocks = HEADS * -(-grid.n_local // side) * -(-grid.n // side)
+        found = empty_blocks(mask_for(rule, grid))[f"empty_blocks_{side}_percent"]
+        assert found == pytest.approx(100 * (1 - kept / blocks))
 
 
 def test_head_groups_are_those_of_our_layers():
