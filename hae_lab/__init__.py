@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 # torch is imported when one of these is first used, so that `hae-lab --help` answers at once
 _LAZY = {
     "hae_lab.models": (
-        "HAEUNet build freeze load_checkpoint save_checkpoint transfer_weights BottleneckMLP "
+        "HAEUNet build freeze load_checkpoint mask_mod save_checkpoint transfer_weights BottleneckMLP "
         "HAEUNetModel HAEUNetModelLite HAEUNetModelV2 "
         "HybridCNNTransformerBlock HybridCNNTransformerBlockLite HybridCNNTransformerBlockV2 "
         "MultiScaleSparseTransformerBlock MultiScaleSparseTransformerBlockLite MultiScaleSparseTransformerBlockV2"

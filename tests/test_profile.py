@@ -15,6 +15,8 @@ import hae_lab
 from hae_lab import HAELabError, build, config
 from hae_lab.__main__ import main
 from hae_lab.audit import profile_tables
+from hae_lab.audit.clone import read_table
+from hae_lab.audit.profile_tables import Setting
 from hae_lab.audit.public_models import PUBLISHED
 from hae_lab.profilers.macs import compute
 from hae_lab.profilers.memory import memory_totals, training_memory
@@ -250,35 +252,70 @@ def test_command_line_profiles_a_variant_and_a_users_model(tmp_path, capsys, mon
 
 @pytest.fixture(scope="module")
 def counts():
-    return profile_tables.public_counts().set_index("name")
+    """The committed table: `test_reproduce.py` makes it anew."""
+    return read_table("public_counts").set_index("name")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_public_model_agrees_to_the_last_mac(counts, name):
-    """With torch's counter on the meta device, and with what others publish."""
+    """With torch's counter on the meta device, and with what others publish, as far as they say it."""
     row = counts.loc[name]
-    assert row["params"] == row["params_published"]
+    assert abs(row["params"] - row["params_published"]) <= row["params_step"] // 2
     assert row["macs"] == row["macs_counter"]
     # the counter takes a grouped convolution for a dense one in the gradient of its weight
     assert row["macs_backward"] == row["macs_backward_counter"] - row["groups_macs"]
     if not pd.isna(row["gmacs_published"]):
-        assert row["macs"] / 1e9 == pytest.approx(row["gmacs_published"], abs=0.0006 if row["macs"] < 1e10 else 0.006)
+        assert row["macs"] / 1e9 == pytest.approx(row["gmacs_published"], abs=row["gmacs_step"] / 2)
+
+
+def test_public_models_are_ten_and_most_are_published_to_the_last_parameter(counts):
+    assert list(counts.index) == list(PUBLISHED)
+    assert len(counts) == 10
+    assert (counts["params_step"] == 1).sum() == 8
+    assert counts["gmacs_published"].notna().sum() == 8
+
+
+def test_a_row_of_a_public_model_is_made_anew():
+    row = profile_tables._public_row("MobileNetV2")
+    committed = read_table("public_counts").set_index("name").loc["MobileNetV2"]
+    assert {name: row[name] for name in ("params", "macs", "macs_counter", "groups_macs", "saved_bytes")} == {
+        name: committed[name] for name in ("params", "macs", "macs_counter", "groups_macs", "saved_bytes")
+    }
 
 
 def test_the_table_of_training_memory(monkeypatch):
-    monkeypatch.setattr(profile_tables, "MEMORY_SETTINGS", (("lesson16", 16, 0.0), ("lesson16", 16, 0.1)))
-    rows = profile_tables.training_memory_rows().set_index(["variant", "dropout", "mask_rule"]).sort_index()
-    assert len(rows) == 2 * (1 + 3 * 3)
-    v2, hae = (rows.loc[(variant, 0.1, "dense")] for variant in ("v2", "hae"))
-    assert v2["saved_bytes"] == memory_totals(config("v2", "lesson16", dropout=0.1, mask_rule="dense"))["saved_bytes"]
-    assert v2["saved_percent_of_hae"] == pytest.approx(100 * v2["saved_bytes"] / hae["saved_bytes"])
+    settings = [Setting("lesson16", images, 0.1, "document") for images in (1, 4)]
+    monkeypatch.setattr(profile_tables, "BATCHES", settings)
+    monkeypatch.setattr(profile_tables, "RULES", [Setting("lesson16", 1, 0.1, rule) for rule in ("document", "dense")])
+    rows = profile_tables.training_memory_rows()
+    assert len(rows) == 2 * 4 + 1  # V2 under the document's rule is there already
+    rows = rows.set_index(["variant", "images", "mask_rule"]).sort_index()
+    dense = rows.loc["v2", 1, "dense"]
+    expected = memory_totals(config("v2", "lesson16", dropout=0.1, mask_rule="dense"))
+    assert dense[list(expected.index)].astype("int64").equals(expected)
+    assert pd.isna(dense["saved_percent_of_hae"])
+    for variant, rule in (("v2", "document"), ("unet", "")):
+        row, hae = rows.loc[variant, 4, rule], rows.loc["hae", 4, "document"]
+        assert row["saved_percent_of_hae"] == pytest.approx(100 * row["saved_bytes"] / hae["saved_bytes"])
+        assert row["training_peak_percent_of_hae"] < 100
     assert (rows.loc["hae", "params_percent_of_hae"] == 100).all()
-    control = rows.loc[("unet", 0.0, "")]
-    hae = rows.loc[("hae", 0.0, "document")]
-    assert control["saved_percent_of_hae"] == pytest.approx(100 * control["saved_bytes"] / hae["saved_bytes"])
     assert (rows.loc["unet", "attention_saved_bytes"] == 0).all()
     assert (rows.loc["v2", "attention_saved_bytes"] > 0).all()
+
+
+def test_what_the_table_of_training_memory_shows():
+    """The finding of the notebook on compute, by differences and ratios of the committed rows."""
+    rows = read_table("training_memory")
+    v2 = rows[rows["variant"] == "v2"].set_index(["images", "dropout", "mask_rule"])
+    assert 100 - v2.loc[(1, 0.1, "document"), "params_percent_of_hae"] == pytest.approx(27, abs=0.5)
+    one, batch = (v2.loc[(images, 0.1, "document")] for images in (1, 16))
+    assert one["saved_percent_of_hae"] > 90
+    # parameters, gradients and the optimizer's two moments weigh most at one image, what autograd saves in a batch
+    assert one["training_peak_percent_of_hae"] < batch["training_peak_percent_of_hae"]
+    assert batch["saved_bytes"] == pytest.approx(16 * one["saved_bytes"], rel=0.01)
+    for dropout, sparse_keeps_more in ((0.0, True), (0.1, False)):
+        sparse, dense = (v2.loc[(1, dropout, rule), "saved_bytes"] for rule in ("document", "dense"))
+        assert bool(sparse > dense) == sparse_keeps_more
 
 
 def test_a_depthwise_convolution_has_one_filter_a_channel():

@@ -49,6 +49,21 @@ def test_keys_and_empty_rows_are_those_of_the_matrix(grid, rule):
 
 @EVERY_RULE
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_empty_blocks_are_counted_square_by_square(grid, rule):
+    blocked, found = mask_for(rule, grid).blocked(), row(grid, rule)
+    groups = blocked[None] if blocked.ndim == 2 else blocked
+    for side in (16, 64, 128):
+        squares = [
+            group[top : min(top + side, grid.n_local), left : left + side].all()
+            for group in groups
+            for top in range(0, grid.n_local, side)
+            for left in range(0, grid.n, side)
+        ]
+        assert found[f"empty_blocks_{side}_percent"] == pytest.approx(100 * np.mean(squares))
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_own_patches_and_scales_are_those_of_the_matrix(grid, rule):
     allowed, found = matrix(grid, rule), row(grid, rule)
     for p in (4, 8):

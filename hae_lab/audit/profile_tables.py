@@ -1,7 +1,7 @@
 """Tables of the profiler: public architectures against torch's counter, and the memory of training the variants."""
 
-from itertools import product
-from typing import Any
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -16,19 +16,40 @@ from hae_lab.profilers.memory import memory_rows, totals_of
 from hae_lab.profilers.params import parameter_formulas
 from hae_lab.profilers.steps import StepCall, inference_step, mean_square, prepare, training_step
 
-# preset, width, dropout: models that one computer trains; on a CPU the fused kernel of dense attention takes no dropout
-MEMORY_SETTINGS = (("imagenet64", 64, 0.0), ("brats128", 32, 0.0), ("brats128", 32, 0.1))
+
+class Setting(NamedTuple):
+    """What is trained, as far as its memory goes."""
+
+    preset: str
+    images: int
+    dropout: float
+    mask_rule: str
+
+    def of(self, variant: str) -> "Setting":
+        """The setting of a variant: one without blocks has no mask."""
+        return self if VARIANTS[variant].has_blocks else self._replace(mask_rule="")
+
+
+MEMORY_PRESET, DROPOUT = "brats128", 0.1
+# the variants for one image and for a batch; then V2's other rules, with and without dropout
+BATCHES = [Setting(MEMORY_PRESET, images, DROPOUT, "document") for images in (1, 16)]
+RULES = [
+    Setting(MEMORY_PRESET, 1, dropout, rule)
+    for dropout in (DROPOUT, 0.0)
+    for rule in ("document", "document_shared", "dense")
+]
 
 
 def public_counts() -> pd.DataFrame:
     """Ten public architectures: ours, torch's counter on the meta device, and what is published.
 
-    Columns: name, source, input; params, params_published; macs (forward), macs_counter, macs_difference,
-    gmacs_published; macs_backward, macs_backward_counter (without what fused attention does again),
+    Columns: name, source, input; params, params_published, params_step (what that is rounded to); macs (forward),
+    macs_counter, macs_difference, gmacs_published, gmacs_step; macs_backward, macs_backward_counter,
     backward_difference, and of it groups_macs: the counter takes the gradient of a grouped convolution's weight for
-    that of a dense one; saved_bytes, training_peak_bytes.
+    that of a dense one; saved_bytes; torch_version, diffusers_version.
     """
-    return pd.DataFrame([_public_row(name) for name in PUBLISHED])
+    versions = {f"{name}_version": version(name) for name in ("torch", "diffusers")}
+    return pd.DataFrame([_public_row(name) for name in PUBLISHED]).assign(**versions)
 
 
 def _public_row(name: str) -> dict[str, Any]:
@@ -36,9 +57,8 @@ def _public_row(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = published.build()
         x = torch.empty(published.shape)
-    inference = inference_step(model, (x,))
-    step = training_step(model, (x,), warm=False)
-    ours, memory = backward_rows(step)[MACS].sum(), totals_of(step, inference)
+    step = training_step(model, (x,), optimizer=None, warm=False)
+    backward = int(backward_rows(step)[MACS].sum()["macs_backward"])
     forward = int(total(compute(model, inputs=x))["macs_run"])
     counter, counter_backward = _counter_macs(model, x)
     return {
@@ -47,16 +67,17 @@ def _public_row(name: str) -> dict[str, Any]:
         "input": " × ".join(map(str, published.shape)),
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "params_published": published.params,
+        "params_step": published.params_step,
         "macs": forward,
         "macs_counter": counter,
         "macs_difference": forward - counter,
-        "gmacs_published": published.gmacs if published.gmacs is not None else float("nan"),
-        "macs_backward": int(ours["macs_backward"]),
+        "gmacs_published": published.gmacs,
+        "gmacs_step": published.gmacs_step if published.gmacs == published.gmacs else float("nan"),
+        "macs_backward": backward,
         "macs_backward_counter": counter_backward,
-        "backward_difference": int(ours["macs_backward"]) - counter_backward,
+        "backward_difference": backward - counter_backward,
         "groups_macs": sum(map(_groups_macs, step.calls)),
-        "saved_bytes": memory["saved_bytes"],
-        "training_peak_bytes": memory["training_peak_bytes"],
+        "saved_bytes": sum(storage.bytes for storage in step.kept()),
     }
 
 
@@ -77,34 +98,30 @@ def _groups_macs(call: StepCall) -> int:
 
 
 def training_memory_rows() -> pd.DataFrame:
-    """What training needs of memory, a row a variant and setting, one image: parameters, what autograd saves, peaks.
+    """What training with AdamW needs of memory, a row a variant and setting: what autograd saves, and peaks.
 
-    Two rules besides the document's show what sparsity costs: `document_shared` and `dense`. Percents are of HAE under
-    the same rule and setting; `attention_saved_bytes` is the share of the sparse attention layers.
+    The variants at one image and at a batch; then V2 under other rules, with dropout and without. Percents are of HAE
+    in the same setting, a gap where that was not followed; `attention_saved_bytes` is the share of sparse attention.
     """
-    rows = []
-    for setting, variant in product(MEMORY_SETTINGS, VARIANTS):
-        rules = ("document", "document_shared", "dense") if VARIANTS[variant].has_blocks else ("document",)
-        rows += [_memory_row(*setting, variant, rule) for rule in rules]
-    frame = pd.DataFrame(rows)
-    for column in ("params", "saved_bytes", "step_peak_bytes", "training_peak_bytes"):
+    cases = [(setting.of(variant), variant) for setting in BATCHES for variant in VARIANTS]
+    cases += [(setting, "v2") for setting in RULES]
+    frame = pd.DataFrame([_memory_row(*case) for case in dict.fromkeys(cases)])
+    for column in ("params", "saved_bytes", "training_peak_bytes"):
         frame[f"{column.removesuffix('_bytes')}_percent_of_hae"] = _percent_of_hae(frame, column)
-    return frame
+    return frame.assign(torch_version=version("torch"))
 
 
-def _memory_row(preset: str, width: int, dropout: float, variant: str, rule: str) -> dict[str, Any]:
-    model_config = config(variant, preset, model_channels=width, dropout=dropout, mask_rule=rule)
-    model, args, kwargs = prepare(model_config)
+def _memory_row(setting: Setting, variant: str) -> dict[str, Any]:
+    rule = {"mask_rule": setting.mask_rule} if setting.mask_rule else {}
+    model_config = config(variant, setting.preset, dropout=setting.dropout, **rule)
+    model, args, kwargs = prepare(model_config, setting.images)
     inference = inference_step(model, args, kwargs)
     step = training_step(model, args, kwargs, warm=False)
     rows = memory_rows(step)
     attention = rows["path"].str.contains("multihead_attn")
     return {
-        "preset": preset,
-        "model_channels": width,
-        "dropout": dropout,
         "variant": variant,
-        "mask_rule": rule if VARIANTS[variant].has_blocks else "",
+        **setting._asdict(),
         "params": parameter_formulas(model_config)["model"],
         "attention_saved_bytes": int(rows.loc[attention, "saved_bytes"].sum()),
         **totals_of(step, inference).to_dict(),
@@ -113,7 +130,7 @@ def _memory_row(preset: str, width: int, dropout: float, variant: str, rule: str
 
 def _percent_of_hae(frame: pd.DataFrame, column: str) -> pd.Series:
     """Against HAE in the same setting, under the same rule; the control against HAE under the document's."""
-    rules = frame["mask_rule"].replace("", "document")
-    hae = frame[frame["variant"] == "hae"].set_index(["preset", "dropout", "mask_rule"])[column]
-    keys = pd.MultiIndex.from_arrays([frame["preset"], frame["dropout"], rules])
+    keys = frame[["preset", "images", "dropout", "mask_rule"]].replace({"mask_rule": {"": "document"}})
+    keys = pd.MultiIndex.from_frame(keys)
+    hae = frame.set_axis(keys)[column][(frame["variant"] == "hae").to_numpy()]
     return 100 * frame[column] / hae.reindex(keys).to_numpy()

@@ -1,12 +1,13 @@
 """Ten public architectures, small in code and full in size, to hold our counts against torch's and the published ones.
 
-Written after the papers in their docstrings; classifiers end in 1,000 classes. `PUBLISHED` holds parameters, and where
-the source tells them GMACs, of torchvision's documentation (0.21), timm's model table, and the model cards on Hugging
-Face: independent of this package.
+Written after the papers in their docstrings; classifiers end in 1,000 classes. `PUBLISHED` holds parameters, and GMACs
+where the source tells them: of torchvision's weights (0.29: `num_params`, and `_ops`, which it calls GFLOPS), of timm's
+model cards, and of the papers. All are independent of this package.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import nan
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,15 @@ IMAGE = (1, 3, 224, 224)
 
 
 class Published(NamedTuple):
-    """A builder, the shape of its input, and what others say of it."""
+    """A builder, the shape of its input, and what others say of it; a step is what their number is rounded to."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    params: int
-    gmacs: float | None
     source: str
+    params: int
+    gmacs: float = nan
+    params_step: int = 1
+    gmacs_step: float = 0.001
 
 
 class Residual(nn.Module):
@@ -251,18 +254,19 @@ class Denoiser(nn.Module):
         return self.unet(x, torch.zeros(len(x), device=x.device), return_dict=False)[0]
 
 
-TORCHVISION, TIMM, CARD = "torchvision's documentation", "timm's model table", "Hugging Face"
+TORCHVISION, CARD = "torchvision 0.29", "timm's model card"
 PUBLISHED: dict[str, Published] = OrderedDict(
     {
-        "ResNet-50": Published(resnet50, IMAGE, 25_557_032, 4.089, TORCHVISION),
-        "VGG-16": Published(vgg16, IMAGE, 138_357_544, 15.47, TORCHVISION),
-        "DenseNet-121": Published(densenet121, IMAGE, 7_978_856, 2.834, TORCHVISION),
-        "MobileNetV2": Published(mobilenet_v2, IMAGE, 3_504_872, 0.301, TORCHVISION),
-        "ConvNeXt-T": Published(convnext_tiny, IMAGE, 28_589_128, 4.456, TORCHVISION),
-        "ViT-B/16": Published(VisionTransformer, IMAGE, 86_567_656, 17.564, TORCHVISION),
-        "R3D-18": Published(r3d_18, (1, 3, 16, 112, 112), 33_371_472, 40.697, TORCHVISION),
-        "MLP-Mixer-B/16": Published(mlp_mixer_b16, IMAGE, 59_880_472, None, TIMM),
-        "BERT-base, encoder": Published(bert_base_encoder, (1, 512, 768), 85_054_464, None, CARD),
-        "DDPM, CIFAR-10": Published(Denoiser, (1, 3, 32, 32), 35_746_307, None, CARD),
+        "ResNet-50": Published(resnet50, IMAGE, TORCHVISION, 25_557_032, 4.089),
+        "VGG-16": Published(vgg16, IMAGE, TORCHVISION, 138_357_544, 15.470),
+        "DenseNet-121": Published(densenet121, IMAGE, TORCHVISION, 7_978_856, 2.834),
+        "MobileNetV2": Published(mobilenet_v2, IMAGE, TORCHVISION, 3_504_872, 0.301),
+        "ConvNeXt-T": Published(convnext_tiny, IMAGE, TORCHVISION, 28_589_128, 4.456),
+        "ViT-B/16": Published(VisionTransformer, IMAGE, TORCHVISION, 86_567_656, 17.564),
+        "R3D-18": Published(r3d_18, (1, 3, 16, 112, 112), TORCHVISION, 33_371_472, 40.697),
+        "MLP-Mixer-B/16": Published(mlp_mixer_b16, IMAGE, CARD, 59_900_000, 12.6, 100_000, 0.1),
+        # a layer of width d has 12 d² + 13 d parameters: four projections, a MLP four times as wide, biases, two norms
+        "BERT-base, encoder": Published(bert_base_encoder, (1, 512, 768), "its sizes", 12 * (12 * 768**2 + 13 * 768)),
+        "DDPM, CIFAR-10": Published(Denoiser, (1, 3, 32, 32), "its paper", 35_700_000, params_step=100_000),
     }
 )

@@ -11,8 +11,8 @@ from functools import partial
 import pandas as pd
 
 from hae_lab import plots
-from hae_lab.audit import claims, compute_tables, parameter_tables, quality_tables
-from hae_lab.audit.measured import Measured
+from hae_lab.audit import claims, compute_tables, parameter_tables, profile_tables, quality_tables
+from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
 from hae_lab.explorer import MaskExplorerModel
 from hae_lab.masks import TokenGrid
@@ -53,6 +53,8 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "paper_formula": compute_tables.paper_formula,
     "visibility": visibility_rows,
     "counters": lambda: counters.counters(counters.counter_configs(("tiny",))),
+    "public_counts": profile_tables.public_counts,
+    "training_memory": profile_tables.training_memory_rows,
     "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
     "quality_differences": lambda: quality_tables.quality_differences(Measured()),
     "quality_order": lambda: quality_tables.quality_order(Measured()),
@@ -77,6 +79,11 @@ def draw_pareto(rows: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
 def draw_learning_curves(curves: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
     """Loss by steps and by seconds of the benchmark's computer."""
     return plots.learning_curves(curves, quality_tables.ms_per_step(training))
+
+
+def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
+    """The layers of V2 on one computer."""
+    return plots.roofline(of_one_computer(rows[rows["variant"] == "v2"]))
 
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
@@ -106,6 +113,7 @@ FIGURES: dict[str, FigureSource] = {
     "mask_rules": FigureSource(mask_rules_figure, ()),
     "density_and_reach": FigureSource(plots.density_and_reach, ("visibility",)),
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("bench_attention_cpu",)),
+    "roofline": FigureSource(draw_roofline, ("bench_layers_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),

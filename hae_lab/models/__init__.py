@@ -1,6 +1,7 @@
 """The models: parts (`layers`, `attention`), the hybrid block (`hybrid`), the U-Net (`unet`), and their weights."""
 
 from hae_lab.models.checkpoints import build, load_checkpoint, save_checkpoint, transfer_weights
+from hae_lab.models.flex import mask_mod
 from hae_lab.models.frozen import freeze
 from hae_lab.models.hybrid import (
     MSTB,
@@ -32,6 +33,7 @@ __all__ = [
     "build",
     "freeze",
     "load_checkpoint",
+    "mask_mod",
     "save_checkpoint",
     "transfer_weights",
 ]

@@ -17,13 +17,16 @@ CHUNK = 256  # queries that are looked at together
 SAMPLE = 32  # pixels from which hops are counted
 NEIGHBOURHOOD = 7  # pixels along one side
 BLOCKS = 3  # stacked blocks whose reach is reported
+TILES = (16, 64, 128)  # tokens along a side of the squares that a kernel may leave out; multiples of the first
 
 
 def visibility(grid: TokenGrid, rule: str, sparsity: float = 0.9, seed: int = 0) -> pd.DataFrame:
     """One row: what the pixels of a map see under a rule.
 
     Columns: rule, sparsity, seed, height, width, n, n_local (tokens), dropped (patch sizes that do not divide the map),
-    density_expected (by formula; NaN for a rule without one), density, keys_min, keys_median, keys_max (keys a query),
+    density_expected (by formula; NaN for a rule without one), density, empty_blocks_B_percent (B x B squares of queries
+    and keys without one kept pair, which a kernel that works in squares can leave out; those at the edge may be cut
+    off), keys_min, keys_median, keys_max (keys a query),
     sees_P_percent (queries that see a token of scale P), own_P_percent (that see the token of their own patch; NaN if
     the scale does not exist), neighbourhood_percent (of the 7 x 7 pixels around), reach_K_percent (pixels that can
     change a pixel's output after K stacked blocks), hops_mean, hops_max (blocks until one pixel reaches another, over
@@ -35,8 +38,27 @@ def visibility(grid: TokenGrid, rule: str, sparsity: float = 0.9, seed: int = 0)
     row = {"rule": rule, "sparsity": sparsity, "seed": seed, "height": grid.height, "width": grid.width}
     row |= {"n": grid.n, "n_local": grid.n_local, "dropped": ", ".join(map(str, grid.dropped))}
     row["density_expected"] = expected_density(rule, grid, sparsity) if known else float("nan")
-    row |= {"density": mask.density(), **_keys(mask), **_sights(mask), **_hops(mask)}
+    row |= {"density": mask.density(), **empty_blocks(mask), **_keys(mask), **_sights(mask), **_hops(mask)}
     return pd.DataFrame([row])
+
+
+def empty_blocks(mask: SparseMask, tiles: tuple[int, ...] = TILES) -> dict[str, float]:
+    """Percent of the squares of pixels and keys in which no pair is kept, by side; a mean over the head groups.
+
+    Each side is a multiple of the first.
+    """
+    first, n = tiles[0], mask.grid.n
+    queries = np.split(np.arange(mask.grid.n_local), range(first, mask.grid.n_local, first))
+    keys = np.arange(0, n, first)
+    kept = [[np.logical_or.reduceat(mask.seen(some, group), keys) for some in queries] for group in range(mask.groups)]
+    squares = np.array(kept)  # (groups, squares of queries, squares of keys)
+    shares = {}
+    for side in tiles:
+        merged = squares
+        for axis in (1, 2):
+            merged = np.logical_or.reduceat(merged, np.arange(0, merged.shape[axis], side // first), axis=axis)
+        shares[f"empty_blocks_{side}_percent"] = 100 * float((~merged).mean())
+    return shares
 
 
 def seen_by_any_group(mask: SparseMask, queries: np.ndarray) -> np.ndarray:
