@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from torch.utils.data import Dataset
 
 from hae_lab.checks import require, require_whole
+from hae_lab.diffusion.brains import mri
 from hae_lab.diffusion.data import digits, phantoms, split_dataset
 from hae_lab.diffusion.patterns import PATTERNS
 from hae_lab.masks import in_own_thread
@@ -32,6 +33,11 @@ def digit_pair(size: int) -> Pair:
     return split_dataset(digits(size))
 
 
+def mri_pair(size: int) -> Pair:
+    """Healthy slices of one average brain, augmented; held out are other slices in other warps."""
+    return mri(4000, size), mri(HELD_OUT, size, split="held-out")
+
+
 def pattern_pair(name: str, size: int) -> Pair:
     """Images of one of `PATTERNS`, whose least losses are in `diffusion.bounds`."""
     pattern = PATTERNS[name](size)
@@ -44,6 +50,7 @@ DATA: Registry[Callable[[int], Pair]] = Registry(
         "phantoms": phantom_pair,
         "lesions": lesion_pair,
         "digits": digit_pair,
+        "mri": mri_pair,
         **{name: partial(pattern_pair, name) for name in PATTERNS},
     },
 )
