@@ -142,6 +142,13 @@ def test_signs_make_brightness_worthless():
 
 
 @needs_template
+def test_numbers_of_numpy_are_numbers():
+    plain, of_numpy = mri(3, 32, noise=0.25), mri(np.int64(3), np.int32(32), np.int8(0), noise=np.float64(0.25))
+    assert data_key(plain) == data_key(of_numpy)
+    assert torch.equal(plain.images, of_numpy.images)
+
+
+@needs_template
 def test_the_data_version_follows_the_drawing():
     """If the pictures were meant to change, raise MRI_VERSION and put the new numbers here."""
     heads = mri(64, lesions=0.5)

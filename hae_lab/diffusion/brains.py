@@ -72,8 +72,8 @@ def mri(
     """
     count, seed = require_whole("count", count, 1), require_whole("seed", seed, 0)
     size = require_whole("size", size, 32, 128)
-    for name, value in (("lesions", lesions), ("noise", noise), ("bias", bias)):
-        require_number(name, float(value) if isinstance(value, bool) else value, 0, 1)
+    knobs = {"lesions": float(lesions) if isinstance(lesions, bool) else lesions, "noise": noise, "bias": bias}
+    knobs = {name: float(require_number(name, value, 0, 1)) for name, value in knobs.items()}
     require(len(kinds) > 0, "kinds is one or more kinds of lesion, got none")
     for kind in kinds:
         require_name("kind of lesion", kind, KINDS)
@@ -84,15 +84,15 @@ def mri(
     ]
     chosen = np.array([KINDS.index(name) for name in kinds])
     # always whole chunks, so that more pictures begin with the same ones
-    chunks = [_draw_chunk(streams, tissue, size, float(lesions), chosen, noise, bias) for _ in range(0, count, CHUNK)]
+    chunks = [_draw_chunk(streams, tissue, size, chosen, **knobs) for _ in range(0, count, CHUNK)]
     images, masks, labels = (torch.from_numpy(np.concatenate(parts)[:count]) for parts in zip(*chunks, strict=True))
     return ImageSet(
         images=images[:, None],
         masks=masks[:, None],
         labels=labels,
         classes=CLASSES,
-        key=f"mri v{MRI_VERSION}: count={count} size={size} seed={seed} lesions={float(lesions)} "
-        f"kinds={'+'.join(kinds)} noise={float(noise)} bias={float(bias)} split={split}",
+        key=f"mri v{MRI_VERSION}: count={count} size={size} seed={seed} "
+        + " ".join(f"{name}={value}" for name, value in (knobs | {"kinds": "+".join(kinds), "split": split}).items()),
     )
 
 
@@ -135,8 +135,8 @@ def _draw_chunk(
     streams: list[np.random.Generator],
     slices: np.ndarray,
     size: int,
-    lesions: float,
     kinds: np.ndarray,
+    lesions: float,
     noise: float,
     bias: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
