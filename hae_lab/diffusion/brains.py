@@ -66,8 +66,8 @@ def mri(
 
     `lesions` is the probability of a lesion (True: 1), of one of `kinds`. In the grey values from 0 to 1, white matter
     being about 0.65, `noise` is the standard deviation before the magnitude is taken; `bias` is that of the log of a
-    smooth gain. The held-out split shows every fifth slice, which training never sees, in warps of its own; between
-    them lie 1 mm. Image i depends on (seed, split, i) alone, and without its lesion it differs inside the mask only.
+    smooth gain. The held-out split shows every fifth slice, which training never sees, though it sees those 1 mm away,
+    in warps of its own. Image i depends on (seed, split, i) alone; without its lesion it differs inside the mask only.
     Raises `HAELabError` for a value out of range, and if nilearn is missing.
     """
     count, seed = require_whole("count", count, 1), require_whole("seed", seed, 0)
