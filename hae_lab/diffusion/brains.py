@@ -26,7 +26,8 @@ LICENCE = (
     "University. Permission to use, copy, modify, and distribute this software and its documentation for any purpose "
     "and without fee is hereby granted, provided that the above copyright notice appear in all copies. The authors and "
     "McGill University make no representations about the suitability of this software for any purpose. It is provided "
-    '"as is" without express or implied warranty.'
+    '"as is" without express or implied warranty. The authors are not responsible for any data loss, equipment damage, '
+    "property loss, or injury to subjects or patients resulting from the use or misuse of this software package."
 )
 KINDS = ("dark", "equal", "bright")  # hypointense; isointense with grey matter, in white; hyperintense
 CLASSES = ("healthy", *KINDS)
