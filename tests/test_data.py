@@ -186,6 +186,13 @@ def test_image_set_says_what_it_is_in_a_line():
     assert "count=6 size=16 seed=0" in repr(phantoms(6))
 
 
+def one_pixel(value: float) -> torch.Tensor:
+    """Grey images (2, 1, 4, 4) of which one pixel has this value."""
+    images = torch.zeros(2, 1, 4, 4)
+    images[1, 0, 2, 3] = value
+    return images
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -193,6 +200,11 @@ def test_image_set_says_what_it_is_in_a_line():
         ({"images": torch.zeros(0, 1, 4, 4)}, "images are (N, C, H, W) with N above 0, got (0, 1, 4, 4)"),
         ({"images": torch.zeros(2, 1, 4, 4).double()}, "got torch.float64: image.float()"),
         ({"images": torch.full((2, 1, 4, 4), 9.0)}, "values in [-1, 1], got 9 to 9: image / 127.5 - 1"),
+        ({"images": np.zeros((2, 1, 4, 4), np.float32)}, "images: a torch tensor, got a ndarray: torch.as_tensor"),
+        ({"images": one_pixel(float("inf"))}, "images: values in [-1, 1], but some are NaN or infinite"),
+        ({"images": one_pixel(float("nan"))}, "images: values in [-1, 1], but some are NaN or infinite"),
+        ({"labels": [0, 1]}, "labels: a torch tensor, got a list: torch.as_tensor converts it"),
+        ({"masks": [True, False]}, "masks: a torch tensor, got a list"),
         ({"labels": torch.zeros(3).long()}, "labels: torch.int64 of shape (2,), got torch.int64 of shape (3,)"),
         ({"masks": torch.zeros(2, 1, 4, 4)}, "masks: torch.bool of shape (2, 1, 4, 4), got torch.float32"),
     ],
@@ -220,6 +232,31 @@ def test_split_dataset_is_a_partition(kind):
 def test_split_dataset_refuses_an_empty_part(held_out):
     with refused(f"held_out={held_out} of 20 images leaves a part empty"):
         split_dataset(phantoms(20), held_out)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "held_out", "message"),
+    [
+        (None, float("nan"), "held_out is in [0, 1], got nan"),
+        (None, "0.2", "held_out is in [0, 1], got '0.2'"),
+        (None, 5, "held_out is in [0, 1], got 5"),
+        (iter([1, 2]), 0.2, "a dataset has len(dataset) and dataset[i]; list_iterator is a stream or no dataset"),
+        ({1, 2}, 0.2, "a dataset has len(dataset) and dataset[i]; set is a stream or no dataset"),
+        ([], 0.2, "the dataset is empty"),
+    ],
+)
+def test_split_dataset_refuses(dataset, held_out, message):
+    with refused(message):
+        split_dataset(phantoms(20) if dataset is None else dataset, held_out)
+
+
+def test_numbers_of_numpy_are_numbers():
+    plain = split_dataset(phantoms(20, lesions=0.5), 0.25)
+    of_numpy = split_dataset(
+        phantoms(np.int64(20), np.int32(16), lesions=np.float32(0.5)), np.float64(0.25), np.int8(0)
+    )
+    assert [data_key(part) for part in plain] == [data_key(part) for part in of_numpy]
+    assert torch.equal(plain[0].images, of_numpy[0].images)
 
 
 # data keys
@@ -436,7 +473,7 @@ GOOD = {"image": image(), "label": 1, "mask": torch.zeros(1, 16, 16, dtype=torch
         (Items(), "the dataset is empty"),
         (Items((image(), 1)), "got a tuple: wrap the dataset in MappedDataset"),
         (Items({"img": image()}), "got keys ['img']: wrap the dataset in MappedDataset"),
-        (Items({"image": Image.new("L", (4, 4))}), "the image of item 0 is a torch tensor, got a Image: to_image"),
+        (Items({"image": Image.new("L", (4, 4))}), "the image of item 0: a torch tensor, got a Image: to_image"),
         (Items({"image": image(1, 0, 0)}), "the image of item 0: no pixel in (1, 0, 0)"),
         (Items({"image": image(16, 16)}), "is (C, H, W) with at most 4 channels, got (16, 16)"),
         (Items({"image": image(16, 16, 3)}), "got (16, 16, 3), which looks like (H, W, C): image.permute(2, 0, 1)"),
@@ -444,10 +481,11 @@ GOOD = {"image": image(), "label": 1, "mask": torch.zeros(1, 16, 16, dtype=torch
         (Items({"image": image().double()}), "got torch.float64: image.float()"),
         (Items({"image": image(value=255.0)}), "got 255 to 255: image / 127.5 - 1 maps 0-255 to it"),
         (Items({"image": image(value=-1.5)}), "got -1.5 to -1.5: clamp or rescale"),
-        (Items({"image": image(value=float("nan"))}), "values in [-1, 1], got nan to nan"),
+        (Items({"image": np.zeros((1, 4, 4))}), "the image of item 0: a torch tensor, got a ndarray: torch.as_tensor"),
+        (Items({"image": image(value=float("nan"))}), "values in [-1, 1], but some are NaN or infinite"),
         (Items({"image": image(value=0.5)}), "the range looks like [0, 1]: take 2 * image - 1"),
         (Items(GOOD, {**GOOD, "label": 0.5}), "the label of item 1 is a whole number, got 0.5"),
-        (Items({**GOOD, "mask": None}), "the mask of item 0 is a torch tensor of bool"),
+        (Items({**GOOD, "mask": None}), "the mask of item 0: a torch tensor, got a NoneType"),
         (Items({**GOOD, "mask": image()}), "got torch.float32 of shape (1, 16, 16)"),
         (
             Items({**GOOD, "mask": torch.ones(16, 16).bool()}),

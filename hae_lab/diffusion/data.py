@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hae_lab.checks import HAELabError, require, require_name, require_whole
+from hae_lab.checks import HAELabError, is_number, require, require_name, require_number, require_whole
 from hae_lab.diffusion.phantoms import draw_chunk
 from hae_lab.family import HAEConfig
 
@@ -47,6 +47,7 @@ class ImageSet(Dataset):
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_tensor("images", self.images)
         shape = tuple(self.images.shape)
         require(len(shape) == 4 and shape[0] > 0, f"images are (N, C, H, W) with N above 0, got {shape}")
         _check_image("images", self.images)
@@ -107,11 +108,16 @@ def phantoms(
     with the same ones, another size shows the same heads, and a head without its lesion differs inside the mask only.
     Raises `HAELabError` for a value out of range.
     """
-    require_whole("count", count, 1)
-    require_whole("size", size, 8, 256)
-    require_whole("seed", seed, 0)
-    for name, value in (("lesions", lesions), ("contrast", contrast), ("noise", noise), ("bias", bias)):
-        require(isinstance(value, int | float) and 0 <= value <= 1, f"{name} is a number from 0 to 1, got {value!r}")
+    count, size, seed = (
+        require_whole("count", count, 1),
+        require_whole("size", size, 8, 256),
+        require_whole("seed", seed, 0),
+    )
+    knobs = {"lesions": lesions, "contrast": contrast, "noise": noise, "bias": bias}
+    for name, value in knobs.items():
+        number = isinstance(value, bool) or is_number(value)
+        require(number and 0 <= value <= 1, f"{name} is a number from 0 to 1, got {value!r}")
+    knobs = {name: float(value) for name, value in knobs.items()}  # those of numpy would compute in another precision
     require_name("split", split, SPLITS)
     streams = [
         np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), part))) for part in range(4)
@@ -123,7 +129,7 @@ def phantoms(
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         # always a whole chunk: the last bits of a float may depend on how many are computed at once
-        drawn, where = draw_chunk(streams, (chunk, size, fine), float(lesions), contrast, noise, bias)
+        drawn, where = draw_chunk(streams, (chunk, size, fine), **knobs)
         images[part], masks[part] = drawn[: count - start], where[: count - start]
     masks = torch.from_numpy(masks)[:, None]
     return ImageSet(
@@ -131,8 +137,8 @@ def phantoms(
         labels=masks.flatten(1).any(1).long(),
         masks=masks,
         classes=("healthy", "lesion"),
-        key=f"phantoms v{PHANTOM_VERSION}: count={count} size={size} seed={seed} lesions={float(lesions)} "
-        f"contrast={float(contrast)} noise={float(noise)} bias={float(bias)} split={split}",
+        key=f"phantoms v{PHANTOM_VERSION}: count={count} size={size} seed={seed} "
+        + " ".join(f"{name}={value}" for name, value in (knobs | {"split": split}).items()),
     )
 
 
@@ -144,7 +150,7 @@ def digits(size: int = 16) -> ImageSet:
 
     Source: UCI, Optical Recognition of Handwritten Digits. Raises `HAELabError` if scikit-learn is missing.
     """
-    require_whole("size", size, 8, 256)
+    size = require_whole("size", size, 8, 256)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -244,9 +250,11 @@ def _first(names: Iterable[str], count: int = 5) -> str:
 def split_dataset(dataset: Any, held_out: float = 0.2, seed: int = 0) -> tuple[Any, Any]:
     """(train, held-out): a random partition of any map-style dataset; the same seed gives the same one.
 
-    Phantoms need none: `phantoms(..., split="held-out")` draws new heads. Raises `HAELabError` if a part is empty.
+    Phantoms need none: `phantoms(..., split="held-out")` draws new heads. Raises `HAELabError` if a part is empty, for
+    a share that is no number from 0 to 1, and for what is no map-style dataset.
     """
-    require_whole("seed", seed, 0)
+    seed, held_out = require_whole("seed", seed, 0), require_number("held_out", held_out, 0, 1)
+    check_sized(dataset)
     count = round(held_out * len(dataset))
     require(0 < count < len(dataset), f"held_out={held_out!r} of {len(dataset)} images leaves a part empty")
     order = np.random.default_rng(seed).permutation(len(dataset))
@@ -281,11 +289,16 @@ def _item_bytes(item: Mapping[str, Any]) -> bytes:
     return b"".join(f"{name} {array.shape} {array.dtype} ".encode() + array.tobytes() for name, array in arrays.items())
 
 
-def check_dataset(dataset: Any, config: HAEConfig | None = None, limit: int = 256) -> None:
-    """Raise `HAELabError` unless up to `limit` items, evenly spaced, keep the contract and fit `config`."""
+def check_sized(dataset: Any) -> None:
+    """Raise `HAELabError` unless this is a map-style dataset with at least one item."""
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     require(sized, f"a dataset has len(dataset) and dataset[i]; {type(dataset).__name__} is a stream or no dataset")
     require(len(dataset) > 0, "the dataset is empty")
+
+
+def check_dataset(dataset: Any, config: HAEConfig | None = None, limit: int = 256) -> None:
+    """Raise `HAELabError` unless up to `limit` items, evenly spaced, keep the contract and fit `config`."""
+    check_sized(dataset)
     first, lowest = None, math.inf
     for place in np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int).tolist():
         item = dataset[place]
@@ -305,7 +318,7 @@ def _check_item(place: int, item: Any) -> None:
     is_item = isinstance(item, Mapping) and "image" in item
     require(is_item, f"item {place} is {right}, got {found}: wrap the dataset in MappedDataset")
     image, name = item["image"], f"the image of item {place}"
-    require(isinstance(image, Tensor), f"{name} is a torch tensor, got a {type(image).__name__}: to_image converts")
+    _check_tensor(name, image)
     shape = tuple(image.shape)
     hint = ", which looks like (H, W, C): image.permute(2, 0, 1)" if shape[2:] in ((1,), (3,), (4,)) else ""
     require(len(shape) == 3 and shape[0] <= 4, f"{name} is (C, H, W) with at most 4 channels, got {shape}{hint}")
@@ -317,7 +330,7 @@ def _check_item(place: int, item: Any) -> None:
         except TypeError:
             raise HAELabError(f"the label of item {place} is a whole number, got {label!r}") from None
     if "mask" in item:
-        require(isinstance(item["mask"], Tensor), f"the mask of item {place} is a torch tensor of bool")
+        _check_tensor(f"the mask of item {place}", item["mask"])
         _check_array(f"the mask of item {place}", item["mask"], torch.bool, (1, *shape[1:]))
 
 
@@ -336,17 +349,23 @@ def _check_fit(place: int, item: Mapping[str, Any], config: HAEConfig) -> None:
         require(fits, f"the label of item {place} is {item['label']}: {right}")
 
 
+def _check_tensor(name: str, value: Any) -> None:
+    hint = "to_image converts a picture" if isinstance(value, Image.Image) else "torch.as_tensor converts it"
+    require(isinstance(value, Tensor), f"{name}: a torch tensor, got a {type(value).__name__}: {hint}")
+
+
 def _check_image(name: str, image: Tensor) -> None:
     hint = "image / 127.5 - 1" if image.dtype == torch.uint8 else "image.float()"
     require(image.dtype == torch.float32, f"{name}: float32 in [-1, 1], got {image.dtype}: {hint}")
     require(image.numel() > 0, f"{name}: no pixel in {tuple(image.shape)}")
+    require(bool(image.isfinite().all()), f"{name}: values in [-1, 1], but some are NaN or infinite")
     low, high = image.min().item(), image.max().item()
     right = "image / 127.5 - 1 maps 0-255 to it" if high > 2 else "clamp or rescale"
-    inside = low >= -1.0001 and high <= 1.0001  # False for NaN
-    require(inside, f"{name}: values in [-1, 1], got {low:.4g} to {high:.4g}: {right}")
+    require(low >= -1.0001 and high <= 1.0001, f"{name}: values in [-1, 1], got {low:.4g} to {high:.4g}: {right}")
 
 
 def _check_array(name: str, array: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     if array is not None:
+        _check_tensor(name, array)
         got = (array.dtype, tuple(array.shape))
         require(got == (dtype, shape), f"{name}: {dtype} of shape {shape}, got {got[0]} of shape {got[1]}")

@@ -6,7 +6,8 @@ from functools import lru_cache, partial
 from torch.utils.data import Dataset
 
 from hae_lab.checks import require, require_whole
-from hae_lab.diffusion.data import digits, phantoms, split_dataset
+from hae_lab.diffusion.brains import mri
+from hae_lab.diffusion.data import check_sized, digits, phantoms, split_dataset
 from hae_lab.diffusion.patterns import PATTERNS
 from hae_lab.masks import in_own_thread
 from hae_lab.parts import Registry
@@ -32,6 +33,11 @@ def digit_pair(size: int) -> Pair:
     return split_dataset(digits(size))
 
 
+def mri_pair(size: int) -> Pair:
+    """Healthy slices of one average brain, augmented; held out are other slices in other warps."""
+    return mri(4000, size), mri(HELD_OUT, size, split="held-out")
+
+
 def pattern_pair(name: str, size: int) -> Pair:
     """Images of one of `PATTERNS`, whose least losses are in `diffusion.bounds`."""
     pattern = PATTERNS[name](size)
@@ -44,6 +50,7 @@ DATA: Registry[Callable[[int], Pair]] = Registry(
         "phantoms": phantom_pair,
         "lesions": lesion_pair,
         "digits": digit_pair,
+        "mri": mri_pair,
         **{name: partial(pattern_pair, name) for name in PATTERNS},
     },
 )
@@ -56,12 +63,17 @@ def load_data(name: str, size: int) -> Pair:
     """
     require(isinstance(name, str), f"a data set is named by a text, got {name!r}")
     require_whole("size", size, 1)
-    return _loaded(DATA.find(name), size)
+    load = DATA.find(name)
+    require(callable(load), f"data set {name!r} is a function of the image size, got {load!r}")
+    return _loaded(load, size)
 
 
 @lru_cache(maxsize=4)  # a worker trains many models on the same images
 def _loaded(load: Callable[[int], Pair], size: int) -> Pair:
     pair = in_own_thread(load, size)
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-    require(is_pair, f"{getattr(load, '__name__', load)} returns (train, held-out), two data sets, got {pair!r}")
+    name = getattr(load, "__name__", load)
+    require(is_pair, f"{name} returns (train, held-out), two data sets, got {pair!r}")
+    for part in pair:
+        check_sized(part)
     return pair[0], pair[1]

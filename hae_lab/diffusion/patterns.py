@@ -51,8 +51,7 @@ class Pattern:
 
     def draw(self, count: int, seed: int = 0, split: str = "train") -> ImageSet:
         """`count` images (count, 1, size, size); image i depends on (seed, split, i) alone."""
-        require_whole("count", count, 1)
-        require_whole("seed", seed, 0)
+        count, seed = require_whole("count", count, 1), require_whole("seed", seed, 0)
         require_name("split", split, SPLITS)
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
         shown = np.zeros((count, self.n_bits + 1), np.float32)  # the last is the background
@@ -69,7 +68,7 @@ def twins(size: int = 16, *, distance: int | None = None, mirrored: bool = False
     the distance of twins grows from one cell to nearly twice `distance`; `below`: the copy lies below.
     Raises `HAELabError` for a distance of no whole cells, and for a size that is no multiple of twice the distance.
     """
-    require_whole("size", size, 2 * CELL, 256)
+    size = require_whole("size", size, 2 * CELL, 256)
     distance = require_whole("distance", size // 2 if distance is None else distance, CELL)
     mirrored, below = require_flag("mirrored", mirrored), require_flag("below", below)
     fits = distance % CELL == 0 and size % (2 * distance) == 0

@@ -42,7 +42,7 @@ def draw_chunk(
     """Images and masks, (count, size, size), from the next numbers of each stream. `shape`: count, size, fine."""
     count, size, fine = shape
     coords = ((np.arange(fine, dtype=np.float32) + 0.5) / fine) * 2 - 1
-    head, blob = _draw_ranges(streams[0], ANATOMY, count), _draw_ranges(streams[1], LESION, count)
+    head, blob = draw_ranges(streams[0], ANATOMY, count), draw_ranges(streams[1], LESION, count)
     fields = _draw_fields(streams[2], coords, count)
     _thicken(head, 2 / size)
     _place(head, coords)
@@ -57,7 +57,7 @@ def draw_chunk(
     return np.clip(np.where(image > 0, 2 * image - 1 + grain, -1), -1, 1), mask
 
 
-def _draw_ranges(generator: np.random.Generator, ranges: dict[str, tuple[float, float]], count: int) -> SimpleNamespace:
+def draw_ranges(generator: np.random.Generator, ranges: dict[str, tuple[float, float]], count: int) -> SimpleNamespace:
     """A (count, 1, 1) array for each range."""
     draws = generator.random((count, len(ranges)), np.float32).T[..., None, None]
     return SimpleNamespace(
@@ -70,13 +70,18 @@ def _draw_fields(generator: np.random.Generator, coords: np.ndarray, count: int)
     knots = generator.standard_normal((count, sum(side**2 for side in FIELDS.values())), np.float32)
     fields, start = {}, 0
     for name, side in FIELDS.items():
-        far = np.abs((coords[:, None] + 1) / 2 * (side - 3) + 1 - np.arange(side, dtype=np.float32))
-        weights = np.where(far < 1, 2 / 3 - far**2 + far**3 / 2, np.maximum(2 - far, 0) ** 3 / 6) / 0.479
-        grid = knots[:, start : start + side**2].reshape(count, side, side)
-        # einsum, since the threads of a matrix product cost more than they save here
-        fields[name] = np.einsum("nih,jh->nij", np.einsum("ig,ngh->nih", weights, grid), weights)
+        fields[name] = smooth(knots[:, start : start + side**2].reshape(count, side, side), coords)
         start += side**2
     return SimpleNamespace(**fields)
+
+
+def smooth(knots: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    """Cubic B-splines (..., n, n) at coordinates (n,) from -1 to 1 over knots (..., side, side), about as large."""
+    side = knots.shape[-1]
+    far = np.abs((coords[:, None] + 1) / 2 * (side - 3) + 1 - np.arange(side, dtype=np.float32))
+    weights = np.where(far < 1, 2 / 3 - far**2 + far**3 / 2, np.maximum(2 - far, 0) ** 3 / 6) / 0.479
+    # einsum, since the threads of a matrix product cost more than they save here
+    return np.einsum("...ih,jh->...ij", np.einsum("ig,...gh->...ih", weights, knots), weights)
 
 
 def _thicken(head: SimpleNamespace, pixel: float) -> None:
