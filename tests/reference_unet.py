@@ -140,12 +140,15 @@ def sparse_attention(s: State, name: str, tokens: Tensor, height: int, width: in
 
 def hybrid_block(s: State, name: str, x: Tensor, emb: Tensor, config: HAEConfig) -> Tensor:
     h = x + linear(s, f"{name}.emb_layers.1", F.silu(emb))[:, :, None, None]
-    joined = mstb(s, f"{name}.transformer_branch", h, config)
+    branches = []
     if config.cnn_branch:
         cnn = h
         for i in (0, 3):
             cnn = conv(s, f"{name}.conv_branch.{i + 2}", F.silu(group_norm(s, f"{name}.conv_branch.{i}", cnn)))
-        joined = torch.cat([cnn, joined], dim=1) if config.fusion == "concat" else (cnn + joined) / 2
+        branches.append(cnn)
+    if config.transformer_branch:
+        branches.append(mstb(s, f"{name}.transformer_branch", h, config))
+    joined = torch.cat(branches, dim=1) if config.fusion == "concat" else sum(branches) / len(branches)
     return x + conv(s, f"{name}.fusion_conv", joined)
 
 
@@ -181,7 +184,9 @@ def unet(s: State, config: HAEConfig, x: Tensor, timesteps: Tensor, y: Tensor | 
         if level != levels[-1]:
             skips.append(resample(f"input_blocks.{len(skips)}.0", skips[-1], halve))
     h = res_block(s, "middle_block.0", skips[-1], emb, config)
-    h = res_block(s, "middle_block.2", attention("middle_block.1", h, everywhere), emb, config)
+    if config.middle_attention:
+        h = attention("middle_block.1", h, everywhere)
+    h = res_block(s, f"middle_block.{1 + config.middle_attention}", h, emb, config)
     index = 0
     for level in reversed(levels):
         for i in range(config.num_res_blocks + 1):

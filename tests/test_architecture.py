@@ -156,6 +156,7 @@ def test_rows_name_the_variant_by_its_slots():
         ("brats128", {}),
         ("lesson16", {}),
         ("lesson16", {"cnn_branch": False}),
+        ("lesson16", {"transformer_branch": False}),
         ("lesson16", {"patch_sizes": (1, 2)}),
         ("lesson16", {"patch_sizes": (1,)}),
     ],

@@ -92,6 +92,7 @@ def test_a_real_backward_pass_agrees_for_every_kernel(kernel):
         {"placement": "none"},
         {"placement": "everywhere", "fusion": "mean"},
         {"cnn_branch": False, "resblock_updown": True},
+        {"transformer_branch": False, "middle_attention": False},
         {"conv_resample": False, "use_scale_shift_norm": False},
         {"patch_sizes": (1, 2, 3, 8), "mstb_heads": 4},
         {"num_classes": None},

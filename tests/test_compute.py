@@ -94,6 +94,8 @@ def test_what_runs_equals_the_oracle_for_every_kernel(kernel, rule):
         {"placement": "attention"},
         {"placement": "everywhere", "fusion": "mean"},
         {"cnn_branch": False},
+        {"transformer_branch": False},
+        {"middle_attention": False, "attention_resolutions": ()},
         {"resblock_updown": True},
         {"conv_resample": False},
         {"use_checkpoint": True, "dropout": 0.1},

@@ -139,6 +139,7 @@ def built_sites(model_config: HAEConfig) -> list[tuple[str, int]]:
         {"preset": "brats128"},
         {"preset": "lesson32", "attention_resolutions": (4, 1)},
         {"preset": "tiny", "attention_resolutions": ()},
+        {"preset": "tiny", "middle_attention": False},
     ],
 )
 def test_hybrid_sites_are_the_hybrid_blocks_of_the_built_model(body, placement):
@@ -226,6 +227,8 @@ def test_unknown_field_is_refused_by_replace_and_build_and_json():
         ("tiny", {"mlp_ratio": 0}, ["mlp_ratio is a number above 0, got 0"]),
         ("tiny", {"mask_seed": -1}, ["mask_seed is a whole number from 0, got -1"]),
         ("tiny", {"cnn_branch": 1}, ["cnn_branch is True or False, got 1"]),
+        ("tiny", {"cnn_branch": False, "transformer_branch": False}, ["leave a hybrid block empty", "keep one"]),
+        ("tiny", {"middle_attention": None}, ["middle_attention is True or False, got None"]),
         ("tiny", {"placement": "upsamples"}, ["unknown placement 'upsamples'", "did you mean 'upsample'?"]),
         ("tiny", {"regions": "pool"}, ["unknown regions 'pool'", "did you mean 'pooled'?", "linear"]),
         ("tiny", {"fusion": "sum"}, ["unknown fusion 'sum'", "concat, mean"]),
@@ -246,6 +249,13 @@ def test_heads_are_checked_only_where_attention_stands():
 
 def test_heads_of_plain_attention_are_free_where_none_is_left():
     assert config("hae", "tiny", placement="everywhere", num_heads=7).num_heads == 7
+    assert config("hae", "tiny", middle_attention=False, attention_resolutions=(), num_heads=7).num_heads == 7
+    assert "num_heads=7" in refusal(config, "hae", "tiny", attention_resolutions=(), num_heads=7)
+    assert "num_heads=7" in refusal(config, "hae", "tiny", middle_attention=False, num_heads=7)
+
+
+def test_heads_of_the_transformer_are_free_without_it():
+    assert config("hae", "tiny", transformer_branch=False, mstb_heads=7).mstb_heads == 7
 
 
 def test_mstb_heads_are_free_without_hybrid_blocks():

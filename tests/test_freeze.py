@@ -106,6 +106,13 @@ def test_freeze_takes_models_of_this_family():
         freeze(nn.Linear(2, 2))
 
 
+def test_a_block_without_its_transformer_has_nothing_to_freeze():
+    model = build("hae", "tiny", transformer_branch=False)
+    nn.init.normal_(model.out[-1].weight)
+    arguments = inputs(model, 2)
+    assert torch.equal(freeze(model)(*arguments), model.eval()(*arguments))
+
+
 def test_models_on_meta_freeze_without_weights():
     with torch.device("meta"):
         frozen = freeze(build("v2", "brats128"))

@@ -78,6 +78,8 @@ def test_body_equals_the_plain_formulas(variant, changes):
         {"placement": "everywhere", "attention_resolutions": (1, 2)},
         {"placement": "everywhere", "resblock_updown": True, "use_scale_shift_norm": False},
         {"cnn_branch": False},
+        {"transformer_branch": False},
+        {"middle_attention": False, "attention_resolutions": ()},
         {"image_size": 24},  # 8 does not divide the map of 12
         {"image_size": 24, "patch_sizes": (1, 8, 4)},
         {"mstb_heads": 4, "sparsity": 0.6, "mask_seed": 5},
@@ -184,6 +186,49 @@ def test_same_seed_gives_the_same_weights():
 
 def test_another_seed_gives_other_weights():
     assert not same_weights(build("hae", "tiny", seed=0), build("hae", "tiny", seed=1))
+
+
+def test_layers_that_two_variants_share_start_alike():
+    control = layers_in_order(build("unet", "lesson32", seed=3))
+    models = {name: build(name, "lesson32", seed=3) for name in ("hae", "lite", "v2")}
+    for model in models.values():
+        mine = [state for state in layers_in_order(model) if not any("branch" in name for name in state)]
+        assert len(mine) == len(control)
+        assert all(same_states(*pair) for pair in zip(mine, control, strict=True))
+    hae, v2 = (dict(model.named_modules()) for model in (models["hae"], models["v2"]))
+    convs = {name for name, layer in v2.items() if isinstance(layer, nn.Conv2d) and same_shape(layer, hae.get(name))}
+    assert len(convs) > 20
+    assert all(same_states(hae[name].state_dict(), v2[name].state_dict()) for name in convs)
+
+
+def layers_in_order(model):
+    """The state of each layer of the body, without the places, which a hybrid block shifts."""
+    lists = (model.input_blocks, [model.middle_block], model.output_blocks)
+    layers = [model.time_embed, *(layer for blocks in lists for block in blocks for layer in block), model.out]
+    return [layer.state_dict() for layer in layers]
+
+
+def same_shape(layer, other):
+    return isinstance(other, nn.Conv2d) and layer.weight.shape == other.weight.shape
+
+
+def same_states(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_two_layers_start_alike():
+    for name in ("hae", "v2"):
+        weights = [p for p in build(name, "lesson32").parameters() if p.dim() > 1 and p.any()]
+        first_numbers = {p.detach().flatten()[:4].div(p.detach().std()).numpy().tobytes() for p in weights}
+        assert len(first_numbers) == len(weights)
+
+
+def test_layers_made_by_hand_follow_the_global_random_state():
+    torch.manual_seed(0)
+    first, second = (HybridBlock(16, 32).state_dict() for _ in range(2))
+    torch.manual_seed(0)
+    assert same_states(first, HybridBlock(16, 32).state_dict())
+    assert not same_states(first, second)
 
 
 @every_variant

@@ -37,6 +37,9 @@ def test_every_published_count_and_split_is_reproduced(revision, preset, variant
     assert [model_config.channels[level] for level in model_config.hybrid_levels] == expected["hybrid_channels"]
 
 
+BRANCHES = [{}, {"cnn_branch": False}, {"transformer_branch": False}]
+
+
 @st.composite
 def configs(draw) -> HAEConfig:
     """Any valid configuration, small enough to build quickly on the meta device."""
@@ -61,7 +64,8 @@ def configs(draw) -> HAEConfig:
         mlp_ratio=draw(st.sampled_from([0.01, 0.25, 0.9, 1, 2.5, 4])),
         fusion=draw(st.sampled_from(["concat", "mean"])),
         placement=draw(st.sampled_from(["none", "upsample", "attention", "everywhere"])),
-        cnn_branch=draw(st.booleans()),
+        **draw(st.sampled_from(BRANCHES)),
+        middle_attention=draw(st.booleans()),
         patch_sizes=(1, *patches),
         mstb_heads=mstb_heads,
     )

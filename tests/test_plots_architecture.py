@@ -160,6 +160,7 @@ def test_titles_say_the_point():
         {"mlp_ratio": 2},
         {"patch_sizes": (1, 4)},
         {"cnn_branch": False},
+        {"transformer_branch": False},
     ],
 )
 def test_the_unet_follows_its_config(changes):
@@ -179,6 +180,7 @@ def test_the_unet_follows_its_config(changes):
         {"fusion": "mean"},
         {"regions": "pooled"},
         {"cnn_branch": False},
+        {"transformer_branch": False},
         {"mstb_heads": 4},
         {"mask_rule": "dense"},
         {"sparsity": 0.5},
