@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hae_lab import VARIANTS, HAELabError, build, config
+from hae_lab.diffusion.datasets import HELD_OUT
 from hae_lab.profilers.formulas import static_counts
 from hae_lab.profilers.macs import compute, total
 from hae_lab.rules import RULES
@@ -482,11 +483,11 @@ COSTED = {"steps": 250, "evaluate_every": 100, "samples": 8, "sampling_steps": 2
 @pytest.mark.parametrize(
     ("changes", "images"),
     [
-        ({}, 3 * 4 * 256 + 8 * 25),
-        ({"metrics": ["dark_auroc", "dark_dice", "foreign_auroc"]}, 3 * 4 * 256 + 8 * 25 + 2 * 128 * 2 * 5),
-        ({"samples": 0}, 3 * 4 * 256),
+        ({}, 3 * 4 * HELD_OUT + 8 * 25),
+        ({"metrics": ["dark_auroc", "dark_dice", "foreign_auroc"]}, 3 * 4 * HELD_OUT + 8 * 25 + 2 * 128 * 2 * 5),
+        ({"samples": 0}, 3 * 4 * HELD_OUT),
         ({"data": "study_trials:images"}, 3 * 4 * 8 + 8 * 25),
-        ({"steps": 50, "samples": 0}, 4 * 256),
+        ({"steps": 50, "samples": 0}, 4 * HELD_OUT),
     ],
 )
 def test_estimated_seconds_are_steps_and_passes(changes, images, monkeypatch):

@@ -22,7 +22,8 @@ from hae_lab import HAELabError, build, config, load_checkpoint
 from hae_lab.diffusion import training
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.quality import denoising_loss
-from hae_lab.diffusion.training import STATE, WEIGHTS, BatchOrder, Recipe, Trained, train
+from hae_lab.diffusion.training import STATE, WEIGHTS, BatchOrder, Recipe, Trained, _Step, train
+from hae_lab.models import MSTB, freeze, redraw_masks
 
 SIZE = 8
 PLAIN = config("lite", "tiny", image_size=SIZE, num_classes=None)
@@ -228,6 +229,47 @@ def test_dropout_draws_from_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(training, "_draw", spy_draw)
     quick(evaluate=None)
     assert len({*seeds["noise"], *seeds["dropout"]}) == 2 * QUICK.steps
+
+
+def test_masks_are_redrawn_at_each_step_if_asked(monkeypatch, tmp_path):
+    sparse = config("hae", "tiny", image_size=SIZE, num_classes=None, sparsity=0.3)
+    recipe = Recipe(steps=4, batch_size=8, warmup_steps=3, redraw_mask=True)
+    seen = []
+    monkeypatch.setattr(MSTB, "forward", seeing(MSTB.forward, seen))
+    options = {"model_config": sparse, "recipe": recipe}
+    redrawn = quick(evaluate=None, **options)
+    assert len(set(seen)) == len(seen) == 4
+    assert {block.mask_seed for block in redrawn.model.modules() if isinstance(block, MSTB)} == {sparse.mask_seed}
+    fixed = quick(model_config=sparse, recipe=Recipe(steps=4, batch_size=8, warmup_steps=3))
+    assert not same(redrawn.model, fixed.model)
+    assert seen[4:8] == [sparse.mask_seed] * 4
+    monkeypatch.setattr(_Step, "_descend", dying(_Step._descend, 3))
+    with pytest.raises(Killed):
+        quick(tmp_path, **options)
+    monkeypatch.undo()
+    assert same(quick(tmp_path, **options).model, redrawn.model)
+
+
+def seeing(forward, seen):
+    def see(block, x):
+        seen.append(block.mask_seed)
+        return forward(block, x)
+
+    return see
+
+
+def dying(descend, call):
+    def descend_or_die(step, loss):
+        if step.state.step == call:
+            raise Killed
+        descend(step, loss)
+
+    return descend_or_die
+
+
+def test_a_frozen_model_keeps_its_masks():
+    with refused("a frozen model keeps its masks"):
+        redraw_masks(freeze(build(PLAIN)), 1)
 
 
 def test_labels_are_hidden_at_the_asked_share_and_otherwise_kept(draws):
@@ -529,6 +571,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         ("label_dropout", "none", "label_dropout is in [0, 1), got 'none'"),
         ("prediction", "eps", "unknown prediction 'eps': did you mean 'epsilon'?"),
         ("precision", "fp32", "unknown precision 'fp32'"),
+        ("redraw_mask", 1, "redraw_mask is True or False, got 1"),
     ],
 )
 def test_a_recipe_refuses(field, value, message):

@@ -53,7 +53,7 @@ def dark(images: Tensor, masks: Tensor, generator: np.random.Generator) -> Tenso
 def foreign(images: Tensor, masks: Tensor, generator: np.random.Generator) -> Tensor:
     """The same place of another head: of the following images the first whose head reaches as far as the mask."""
     count = len(images)
-    missed = masks.flatten(1).float() @ (~inside_head(images)).flatten(1).float().T  # (N, N) pixels of a mask beyond a head
+    missed = masks.flatten(1).float() @ (~inside_head(images)).flatten(1).float().T  # (N, N) pixels beyond a head
     following = (torch.arange(count)[:, None] + torch.arange(1, count)) % count  # (N, N - 1)
     covers = missed.gather(1, following) == 0
     require(bool(covers.any(1).all()), f"none of {count} heads reaches as far as a mask: take more images")

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from hae_lab.checks import HAELabError, require, require_name, require_number, require_whole
+from hae_lab.checks import HAELabError, require, require_flag, require_name, require_number, require_whole
 from hae_lab.diffusion.data import check_dataset, data_key
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
-from hae_lab.models import HAEUNet, build, save_checkpoint
+from hae_lab.models import HAEUNet, build, redraw_masks, save_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,7 +40,7 @@ CHOICES = {
     "decay": ("constant", "cosine"),
     "precision": ("no", "bf16", "fp16"),
 }
-ORDER, DRAWS, DROPOUT, SAMPLING, MEASURING = range(5)  # streams of one seed: none repeats the numbers of another
+ORDER, DRAWS, DROPOUT, SAMPLING, MEASURING, MASKS = range(6)  # streams of one seed: none repeats the numbers of another
 STATE, WEIGHTS = "state.pt", "model.safetensors"
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -61,6 +61,7 @@ class Recipe:
     timesteps: int = 1000
     label_dropout: float = 0.1  # share of labels hidden, so that guidance has a model without label
     precision: str = "no"
+    redraw_mask: bool = False  # at each step, as the document does; what is evaluated has the mask of the config
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {}
@@ -72,6 +73,7 @@ class Recipe:
             checked[name] = require_number(name, getattr(self, name), 0, low_open=True)
         for name in ("ema_decay", "label_dropout"):
             checked[name] = require_number(name, getattr(self, name), 0, 1, high_open=True)
+        checked["redraw_mask"] = require_flag("redraw_mask", self.redraw_mask)
         for name, value in checked.items():  # numpy's numbers as Python's
             object.__setattr__(self, name, value)
 
@@ -251,6 +253,8 @@ class _Step:
         """Learn from a batch; the loss, and the seconds it took."""
         started = time.perf_counter()
         torch.manual_seed(stream_seed(self.seed, DROPOUT, self.state.step, self.accelerator.process_index))
+        if self.recipe.redraw_mask:
+            redraw_masks(self.state.model, stream_seed(self.seed, MASKS, self.state.step))
         loss = self._loss(batch)
         self._descend(loss)
         seconds = time.perf_counter() - started

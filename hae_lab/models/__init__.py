@@ -12,6 +12,7 @@ from hae_lab.models.hybrid import (
     MultiScaleSparseTransformerBlock,
     MultiScaleSparseTransformerBlockLite,
     MultiScaleSparseTransformerBlockV2,
+    redraw_masks,
 )
 from hae_lab.models.slots import BottleneckMLP
 from hae_lab.models.unet import HAEUNet, HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2
@@ -34,6 +35,7 @@ __all__ = [
     "freeze",
     "load_checkpoint",
     "mask_mod",
+    "redraw_masks",
     "save_checkpoint",
     "transfer_weights",
 ]

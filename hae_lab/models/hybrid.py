@@ -99,6 +99,14 @@ class MSTB(nn.Module):
         return f"{slots}, patch_sizes={self.patch_sizes}, mask={self.mask_rule}({self.sparsity})"
 
 
+def redraw_masks(model: nn.Module, seed: int) -> None:
+    """Let every `MSTB` of a model draw its mask from another seed. Raises `HAELabError` if one is frozen."""
+    blocks = [module for module in model.modules() if isinstance(module, MSTB)]
+    require(all(block.frozen is None for block in blocks), "a frozen model keeps its masks: redraw them before")
+    for block in blocks:
+        block.mask_seed = seed
+
+
 class HybridBlock(TimestepBlock):
     """CNN branch beside Transformer branch, joined and added to the input: (B, C, H, W), (B, E) -> (B, C, H, W).
 
