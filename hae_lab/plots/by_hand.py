@@ -90,6 +90,21 @@ def rows(named: Mapping[str, np.ndarray], title: str, *, xlabel: str, split: int
 
 
 @chart
+def bars(named: Mapping[str, float], title: str, *, xlabel: str, digits: int = 2) -> Chart:
+    """A bar a number, from top to bottom, with its name at the left and its value at the end."""
+    require(len(named) > 0, "bars need at least one number")
+    figure = new_chart(title, (8.0, 0.6 * len(named) + 1.4))
+    ax = figure.subplots()
+    drawn = ax.barh(list(named), list(named.values()), color=PALETTE[0])
+    ax.bar_label(drawn, fmt=f"%.{digits}f", padding=4)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(xlabel)
+    return figure
+
+
+@chart
 def curves(
     named: Mapping[str, np.ndarray],
     title: str,
