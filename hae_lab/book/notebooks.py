@@ -16,6 +16,7 @@ from hae_lab.files import atomic_path
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags", "jupyter")
+NOT_FOR_CLASS = {"solution", "answer"}  # tags of cells that a copy for class leaves out
 TIMEOUT_SECONDS = 300  # for one cell
 
 
@@ -99,9 +100,12 @@ def is_fresh(notebook: NotebookNode) -> bool:
 
 
 def blank(notebook: NotebookNode) -> NotebookNode:
-    """A copy for class: no outputs, no solutions."""
+    """A copy for class: no outputs, answers and solutions; the functions to complete and their checks stay.
+
+    It runs to its first check.
+    """
     notebook = nbformat.from_dict(notebook)
-    notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
+    notebook.cells = [cell for cell in notebook.cells if not NOT_FOR_CLASS & set(cell.metadata.get("tags", []))]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

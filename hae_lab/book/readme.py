@@ -143,12 +143,23 @@ def notebook_list(folder: Path) -> str:
 
 def notebook_table(folder: str | Path = ".", link: str = "") -> str:
     """A Markdown table of a folder's notebooks, from their first cells; `link` stands before each file name."""
-    rows = []
+    rows = [[f"[{name}]({link}{name}.ipynb)", lesson] for name, lesson in _lessons(folder).items()]
+    return markdown_table(["notebook", "you will learn"], rows)
+
+
+def notebook_lines(folder: str | Path = ".") -> str:
+    """The same as a Markdown list."""
+    return "\n".join(f"* [{name}]({name}.ipynb): {lesson}" for name, lesson in _lessons(folder).items())
+
+
+def _lessons(folder: str | Path) -> dict[str, str]:
+    """What each notebook teaches, by its name, in reading order."""
+    lessons = {}
     for path in notebooks.find(folder):
         first = notebooks.read(path).cells[0].source
         lesson = re.search(r"\*\*You will learn\*\* (.+?)\n\n", first, re.DOTALL)[1]
-        rows.append([f"[{path.stem}]({link}{path.name})", " ".join(lesson.split())])
-    return markdown_table(["notebook", "you will learn"], rows)
+        lessons[path.stem] = " ".join(lesson.split())
+    return lessons
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
