@@ -99,7 +99,8 @@ def test_common_seeds_are_paired_and_counted():
 def test_no_variance_is_no_obstacle():
     found = statistics.paired_differences(rows_of(hae=[1.0, 2.0, 3.0], lite=[1.0, 2.0, 3.0], v2=[2.0, 3.0, 4.0]))
     assert found["p_value"].tolist() == [1, 0, 0]
-    assert found["verdict"].tolist() == ["cannot tell", "second better", "second better"]
+    assert found["verdict"].tolist() == ["equal", "second better", "second better"]
+    assert found["equal_within_percent"].tolist() == pytest.approx([0, 50, 50])
     assert found["seeds_needed"].tolist() == [np.inf, 2, 2]
     assert found["minimum_detectable_difference"].tolist() == [0, 0, 0]
 
@@ -315,7 +316,7 @@ def test_one_seed_concludes_by_its_sign():
 
 def test_false_alarms_of_equal_cells():
     rows = study_rows(seeds=450, gaps={}).query("cell in ['hae', 'lite', 'v2']")
-    found = orders.conclusions_by_seeds(rows, (1, 3))
+    found = orders.conclusions_by_seeds(rows.assign(margin_percent=1e-9), (1, 3))
     alarm = found["conclusion"].ne("cannot tell").groupby([found["n_seeds"], found["group"]]).any()
     assert alarm[1].all()  # a single seed always finds a winner
     assert alarm[3].mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 150)  # Holm: any false alarm in a group of pairs

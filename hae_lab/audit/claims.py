@@ -76,6 +76,13 @@ CHECKS: tuple[tuple[Claim, Callable[[Measured], Iterator[Finding]]], ...] = (
     ),
     (
         Claim(
+            "heterogeneous", "概述", "通过在编码器和解码器中使用不同的网络结构来实现更好的特征表示和生成质量",
+            "Different structures in encoder and decoder give better quality", "better than a plain U-Net",
+        ),
+        quality_readings.heterogeneous,
+    ),
+    (
+        Claim(
             "interchangeable", "使用建议", "所有版本都保持相同的API接口，可以无缝切换",
             "All versions share one interface and can be switched seamlessly", "switch seamlessly",
         ),

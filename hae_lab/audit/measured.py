@@ -6,6 +6,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from hae_lab.audit import clone
 from hae_lab.audit.clone import read_table
 
 CURVES = ("variants", "digits")  # studies whose learning curves are kept
@@ -29,12 +30,19 @@ class Measured:
     bench_model = _table("bench_model_cpu")
     bench_training = _table("bench_training_cpu")
     variants = _table("study_variants")
-    variants_curves = _table("study_variants_curves")
-    digits = _table("study_digits")
-    digits_curves = _table("study_digits_curves")
-    equal_parameters = _table("study_equal_parameters")
     slots = _table("study_slots")
     samples = _table("study_samples")
+
+    @cached_property
+    def studies(self) -> dict[str, pd.DataFrame]:
+        """The rows of every committed study, by its name."""
+        return {name: self.read(f"study_{name}") for name in study_names()}
+
+
+def study_names() -> tuple[str, ...]:
+    """The committed studies, in the order of their files."""
+    found = (path.stem.removeprefix("study_") for path in sorted((clone.root() / "data").glob("study_*.csv")))
+    return tuple(name for name in found if not name.endswith("_curves"))
 
 
 def of_one_computer(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,74 +1,110 @@
-"""The readings of the promised order of quality, from the committed studies."""
+"""The readings of the claims on quality, from the committed studies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
 from hae_lab.audit import quality_tables, verdicts
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.readings import QUALITY, Finding
-from hae_lab.presets import DOCUMENT
+from hae_lab.diffusion.metrics import metric_title
+from hae_lab.plots.verdicts import in_percent, within
+from hae_lab.presets import CONTROL, DOCUMENT
+from hae_lab.study.comparisons import NONE, NOT_FOUND, STEPS
+from hae_lab.study.equivalence import EQUAL
 
-QUALITY_SOURCE = "data/quality_differences.csv, notebook 09"
-OTHER_METRICS = {
-    "swd": "sliced Wasserstein distance of samples",
-    "mmd": "maximum mean discrepancy of samples",
-    "auroc": "AUROC of anomaly maps",
-    "dice": "Dice of anomaly maps",
-}
+FAMILY = ["study", "data", "equal"]
+SOURCE = "data/quality_differences.csv, data/quality_controls.csv, notebook 09"
 
 
 def quality(measured: Measured) -> Iterator[Finding]:
     """HAE > Lite > V2: by loss, with something held equal, and by other metrics."""
     differences, orders = quality_tables.quality_differences(measured), quality_tables.quality_order(measured)
-    times = quality_tables.step_times(measured.bench_training)
-    for order in orders.to_dict("records"):
-        data, equal = order["data"], order["equal"]
-        pairs = _promised_pairs(differences, data, equal, "loss")
-        found, note = verdicts.order_of_quality(pairs, order["verdict"]), ""
-        if equal == "compute time":
-            found = verdicts.order_at_equal_time(pairs, order["verdict"], times)
-            if not verdicts.times_differ(times):
-                note = "; but the times of a step, on which this rests, cannot be told apart"
-        yield Finding(
-            f"held-out loss after equal {equal}, {data}, lesson16, {order['n_seeds']} seeds",
-            f"{_in_words(pairs)}; Page's trend test p = {order['p_value']:.2g}{note}",
-            found,
-            "data/quality_differences.csv, data/quality_order.csv, notebook 09",
-            QUALITY,
-            example=(data, equal) == ("phantoms", "steps"),
+    losses = differences[differences["metric"] == "loss"]
+    for place, order in enumerate(orders.to_dict("records")):
+        pairs = _among(_of(losses, order), DOCUMENT)
+        yield _finding(
+            f"held-out loss at equal {order['equal']}, {_where(order, pairs)}",
+            f"{_beyond(pairs)}{_in_words(pairs)}; Page's trend test p = {order['p_value']:.2g}",
+            verdicts.order_of_quality(pairs, order["verdict"]),
+            order["controls"],
+            example=place == orders["n_seeds"].argmax(),
         )
-    yield _at_equal_parameters(differences, measured.equal_parameters)
-    for metric, name in OTHER_METRICS.items():
-        pairs = _promised_pairs(differences, "phantoms", "steps", metric)
-        scope = f"{name}, phantoms, lesson16, {pairs['n_seeds'].min()} seeds"
-        yield Finding(scope, _in_words(pairs), verdicts.order_of_quality(pairs), QUALITY_SOURCE, QUALITY)
+    yield from _at_equal_parameters(losses)
+    at_steps = differences[(differences["equal"] == STEPS) & (differences["metric"] != "loss")]
+    for metric, rows in at_steps.groupby("metric", sort=False):
+        for order in orders[orders["equal"] == STEPS].to_dict("records"):
+            pairs = _among(_of(rows, order), DOCUMENT)
+            if len(pairs):
+                scope = f"{metric_title(str(metric))}, {_where(order, pairs)}"
+                yield _finding(scope, _in_words(pairs), verdicts.order_of_quality(pairs), order["controls"])
 
 
-def _at_equal_parameters(differences: pd.DataFrame, runs: pd.DataFrame) -> Finding:
-    wide = differences[differences["equal"] == "parameters"]
-    (pair,) = wide.to_dict("records")
-    size = runs.groupby("cell")[["params", "macs"]].first()
-    percent = 100 * size.loc[quality_tables.WIDE_V2] / size.loc["hae"]
+def _at_equal_parameters(losses: pd.DataFrame) -> Iterator[Finding]:
+    """V2 widened to HAE's parameters, where Lite is not widened too: then there is one pair and no order."""
+    for _, rows in losses[losses["equal"] == "parameters"].groupby(FAMILY, sort=False):
+        pairs = _among(rows, ("hae", "v2"))
+        if len(pairs) == 1 and "lite" not in set(rows["first"]) | set(rows["second"]):
+            (pair,) = pairs.to_dict("records")
+            scope = f"held-out loss at equal parameters, {_where(pair, pairs)}"
+            yield _finding(scope, _in_words(pairs), verdicts.first_of_pair(pair, "hae"), pair["controls"])
+
+
+def heterogeneous(measured: Measured) -> Iterator[Finding]:
+    """Hybrid blocks in the decoder are better than the same body without them: each version, with something equal."""
+    differences = quality_tables.quality_differences(measured)
+    losses = differences[differences["metric"] == "loss"]
+    families = [pairs for _, rows in losses.groupby(FAMILY, sort=False) if len(pairs := _against_control(rows))]
+    most = max(range(len(families)), key=lambda place: families[place]["n_seeds"].min(), default=0)
+    for place, pairs in enumerate(families):
+        row = pairs.iloc[0].to_dict()
+        found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
+        scope = f"held-out loss at equal {row['equal']}, {_where(row, pairs)}"
+        yield _finding(scope, _in_words(pairs), found, row["controls"], example=place == most)
+
+
+def _against_control(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of the document's versions with the plain U-Net."""
+    return _among(rows, (CONTROL, *DOCUMENT))[lambda pairs: pairs[["first", "second"]].eq(CONTROL).any(axis=1)]
+
+
+def _version(pair: Mapping[str, Any]) -> str:
+    return str(pair["first"] if pair["second"] == CONTROL else pair["second"])
+
+
+def _of(rows: pd.DataFrame, family: Mapping[str, Any]) -> pd.DataFrame:
+    return rows[(rows[FAMILY] == pd.Series({name: family[name] for name in FAMILY})).all(axis=1)]
+
+
+def _among(rows: pd.DataFrame, cells: tuple[str, ...]) -> pd.DataFrame:
+    return rows[rows["first"].isin(cells) & rows["second"].isin(cells)]
+
+
+def _where(family: Mapping[str, Any], pairs: pd.DataFrame) -> str:
+    return f"{family['data']}, study {family['study']}, {pairs['n_seeds'].min()} seeds"
+
+
+def _finding(scope: str, computed: str, verdict: str, controls: str, example: bool = False) -> Finding:
+    notes = {NOT_FOUND: "a control that is known to be worse was not found; ", NONE: ""}
     return Finding(
-        "held-out loss at about equal parameters, phantoms, lesson16: V2 widened to "
-        f"{percent['params']:.0f} % of HAE's parameters and {percent['macs']:.0f} % of its MACs",
-        _in_words(wide),
-        verdicts.first_of_pair(pair, promised="hae"),
-        QUALITY_SOURCE,
-        QUALITY,
+        scope, notes.get(controls, "") + computed, verdicts.valid(verdict, controls), SOURCE, QUALITY, example=example
     )
 
 
-def _promised_pairs(differences: pd.DataFrame, data: str, equal: str, metric: str) -> pd.DataFrame:
-    rows = differences[
-        (differences["data"] == data) & (differences["equal"] == equal) & (differences["metric"] == metric)
-    ]
-    return rows[rows["first"].isin(DOCUMENT) & rows["second"].isin(DOCUMENT)]
+def _beyond(pairs: pd.DataFrame) -> str:
+    """What it means for an order that all of its pairs are equal."""
+    equal = (pairs["verdict"] == EQUAL).all()
+    return f"no order beyond {pairs['margin_percent'].iloc[0]:g} %: " if equal else ""
 
 
 def _in_words(pairs: pd.DataFrame) -> str:
-    return "; ".join(
-        f"{row['first']} - {row['second']} {row['mean_difference']:+.2g} [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]"
-        for row in pairs.to_dict("records")
-    )
+    return "; ".join(map(_pair_in_words, pairs.to_dict("records")))
+
+
+def _pair_in_words(pair: Mapping[str, Any]) -> str:
+    percent = in_percent(pair)
+    difference = f"{percent['mean_difference']:+.2f} % [{percent['ci_low']:+.2f}, {percent['ci_high']:+.2f}]"
+    found = verdicts.better(pair)
+    said = within(pair) if found == EQUAL else f"{found} better" if found else verdicts.OPEN
+    return f"{pair['first']} - {pair['second']} {difference}, {said}"

@@ -11,11 +11,11 @@ from hae_lab.audit.benchmarks import OUR_LOOP
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.quality import real_floor
-from hae_lab.presets import DOCUMENT, SLOTS
-from hae_lab.study import statistics
+from hae_lab.presets import DOCUMENT, SLOTS, VARIANTS
+from hae_lab.study import comparisons, orders, statistics
+from hae_lab.study.tables import metric_columns
 
 SAMPLES = 256  # that the study of samples draws
-WIDE_V2 = "v2, model_channels=20"  # the cell of the study of equal parameters
 
 
 def ms_per_step(bench_training: pd.DataFrame) -> pd.Series:
@@ -33,56 +33,57 @@ def training_steps(bench_training: pd.DataFrame) -> pd.DataFrame:
     return bench_training[bench_training["way"] == OUR_LOOP]
 
 
-def comparisons(measured: Measured) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(data, what is held equal, rows with cell, seed and loss) of every comparison of the variants."""
-    speed = ms_per_step(measured.bench_training)
-    for data, rows, curves in (
-        ("phantoms", measured.variants, measured.variants_curves),
-        ("digits", measured.digits, measured.digits_curves),
-    ):
-        yield data, "steps", rows
-        # without the control, whose faster steps would set the time
-        yield data, "compute time", statistics.at_equal_time(curves[curves["cell"].isin(DOCUMENT)], speed)
-    wide = measured.equal_parameters
-    yield "phantoms", "parameters", wide[wide["cell"].isin(["hae", WIDE_V2])]
-
-
 def quality_differences(measured: Measured) -> pd.DataFrame:
-    """Paired differences of every two variants, by data, by what is held equal and by metric; Holm within each.
+    """Paired differences of every comparison that the studies declare, by study, data, what is held equal and metric.
 
-    Columns: data, equal, metric, and those of `statistics.paired_differences`.
+    Holm within each of these. Of other metrics than the loss, the studies of variants alone. Columns: study, metric,
+    and those of `comparisons.differences`.
     """
-    parts = [_differences(data, equal, "loss", rows) for data, equal, rows in comparisons(measured)]
-    for data, rows, metrics in (
-        ("phantoms", measured.variants, ("swd", "mmd", "auroc", "dice")),
-        ("digits", measured.digits, ("swd", "mmd")),
-    ):
-        parts += [_differences(data, "steps", metric, rows) for metric in metrics]
-    return pd.concat(parts, ignore_index=True)
+    parts = []
+    for name, rows in measured.studies.items():
+        if len(list(compared_families(rows))):
+            for metric in _metrics(rows):
+                found = comparisons.differences(rows, metric)
+                parts.append(found.assign(study=name, metric=metric))
+    found = pd.concat(parts, ignore_index=True)
+    first = ["study", "data", "equal", "metric"]
+    return found[[*first, *(column for column in found.columns if column not in first)]]
 
 
-def _differences(data: str, equal: str, metric: str, rows: pd.DataFrame) -> pd.DataFrame:
-    found = statistics.paired_differences(rows, metric)
-    found.insert(0, "data", data)
-    found.insert(1, "equal", equal)
-    found.insert(2, "metric", metric)
-    return found
+def compared_families(rows: pd.DataFrame) -> Iterator[comparisons.Family]:
+    """The families of a study in which there is something to compare."""
+    return (family for family in comparisons.families(rows) if family.rows["cell"].nunique() > 1)
+
+
+def _metrics(rows: pd.DataFrame) -> list[str]:
+    of_variants = rows["cell"].isin(VARIANTS).any()
+    found = [name for name in metric_columns(rows) if name not in statistics.QUARTILES]
+    return found if of_variants else ["loss"]
+
+
+def quality_controls(measured: Measured) -> pd.DataFrame:
+    """How much worse each study finds the controls that are known to be worse.
+
+    Columns: study, and those of `comparisons.control_effects`.
+    """
+    effects = {name: comparisons.control_effects(rows) for name, rows in measured.studies.items()}
+    return pd.concat([found.assign(study=name)[["study", *found.columns]] for name, found in effects.items()])
 
 
 def quality_order(measured: Measured) -> pd.DataFrame:
-    """Page's test of the promised order HAE, Lite, V2, and how often single seeds show it.
+    """Page's test of the promised order HAE, Lite, V2 by the loss, and how often single seeds show it.
 
-    Columns: data, equal, and those of `statistics.trend` and of `statistics.order_in_single_seeds`.
+    Columns: study, data, equal, controls, and those of `orders.trend` and of `orders.order_in_single_seeds`.
     """
     frames = []
-    for data, equal, rows in comparisons(measured):
-        if set(DOCUMENT) <= set(rows["cell"]):
-            tested = statistics.trend(rows, DOCUMENT)
-            single = statistics.order_in_single_seeds(rows, DOCUMENT).drop(columns=["order", "n_seeds"])
-            found = pd.concat([pd.DataFrame(tested), pd.DataFrame(single)], axis=1)
-            found.insert(0, "data", data)
-            found.insert(1, "equal", equal)
-            frames.append(found)
+    for name, rows in measured.studies.items():
+        for family in compared_families(rows):
+            if set(DOCUMENT) <= set(family.rows["cell"]):
+                tested = orders.trend(family.rows, DOCUMENT)
+                single = orders.order_in_single_seeds(family.rows, DOCUMENT).drop(columns=["order", "n_seeds"])
+                labels = {"study": name, "data": family.data, "equal": family.equal}
+                labels["controls"] = comparisons.controls_found(rows, family.data)
+                frames.append(pd.concat([pd.DataFrame([labels]), tested, single], axis=1))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "training_memory": profile_tables.training_memory_rows,
     "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
     "quality_differences": lambda: quality_tables.quality_differences(Measured()),
+    "quality_controls": lambda: quality_tables.quality_controls(Measured()),
     "quality_order": lambda: quality_tables.quality_order(Measured()),
     "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
     "sample_floor": lambda: quality_tables.sample_floor(Measured().samples),

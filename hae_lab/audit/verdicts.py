@@ -2,7 +2,8 @@
 
 "holds" within one point of the claimed percentage, "nearly holds" within five, else "does not hold"; a measured order
 needs times whose quartiles do not overlap, and an order of quality needs differences over training seeds that are
-decided after Holm, else "cannot tell"; a reversed pair or trend refutes it.
+decided after Holm, else "cannot tell"; a reversed pair or trend refutes it, and so does a pair that is equal within the
+margin its study declared. What a study says is "void" if it does not find a control that is known to be worse.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,10 @@ from typing import Any
 import pandas as pd
 
 from hae_lab.presets import DOCUMENT
+from hae_lab.study.comparisons import NOT_FOUND
+from hae_lab.study.equivalence import EQUAL
 
-HOLDS, NEARLY, FAILS, OPEN = "holds", "nearly holds", "does not hold", "cannot tell"
+HOLDS, NEARLY, FAILS, OPEN, VOID = "holds", "nearly holds", "does not hold", "cannot tell", "void"
 EXACT, NEAR = 1, 5  # percentage points
 
 
@@ -40,23 +43,17 @@ def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
     return FAILS if mine["ms_q1"] > others["ms_q3"].min() else OPEN
 
 
-def times_differ(times: pd.DataFrame, order: Iterable[str] = DOCUMENT) -> bool:
-    """Whether the quartiles of no two neighbours overlap. Rows: by variant, with ms_q1 and ms_q3."""
-    return all(
-        times.loc[a, "ms_q3"] < times.loc[b, "ms_q1"] or times.loc[b, "ms_q3"] < times.loc[a, "ms_q1"]
-        for a, b in pairwise(order)
-    )
-
-
 def better(pair: Mapping[str, Any]) -> str:
-    """The better cell of a row of `statistics.paired_differences`, or "" where the seeds cannot tell."""
-    return {"first better": pair["first"], "second better": pair["second"]}.get(pair["verdict"], "")
+    """The better cell of a row of `statistics.paired_differences`, "equal", or "" where the seeds cannot tell."""
+    found = {"first better": pair["first"], "second better": pair["second"], EQUAL: EQUAL}
+    return found.get(pair["verdict"], "")
 
 
 def order_of_quality(pairs: pd.DataFrame, trend: str = OPEN) -> str:
     """Whether HAE > Lite > V2 is supported: both neighbours decided as promised after Holm.
 
-    One pair decided against it refutes it, and so does a trend in the opposite direction.
+    One pair decided against it refutes it, and so do a trend in the opposite direction and a pair that is equal
+    within the margin: beyond the margin there is no such order.
     """
     decided = {frozenset((pair["first"], pair["second"])): better(pair) for pair in pairs.to_dict("records")}
     promised = {frozenset(pair): pair[0] for pair in combinations(DOCUMENT, 2)}
@@ -66,12 +63,18 @@ def order_of_quality(pairs: pd.DataFrame, trend: str = OPEN) -> str:
     return HOLDS if all(decided[frozenset(pair)] for pair in pairwise(DOCUMENT)) else OPEN
 
 
-def order_at_equal_time(pairs: pd.DataFrame, trend: str, times: pd.DataFrame) -> str:
-    """The same after equal compute time, which says nothing if the times of a step cannot be told apart."""
-    return order_of_quality(pairs, trend) if times_differ(times) else OPEN
-
-
 def first_of_pair(pair: Mapping[str, Any], promised: str) -> str:
-    """Whether the promised cell of one pair is the better one."""
+    """Whether the promised cell of one pair is the better one; equal within the margin, it is not."""
     found = better(pair)
     return OPEN if not found else HOLDS if found == promised else FAILS
+
+
+def all_first(pairs: Iterable[tuple[Mapping[str, Any], str]]) -> str:
+    """Whether each promised cell is the better one of its pair: a single failure refutes that."""
+    found = [first_of_pair(pair, promised) for pair, promised in pairs]
+    return max(found, key=(HOLDS, OPEN, FAILS).index)
+
+
+def valid(verdict: str, controls: str) -> str:
+    """A verdict on quality, which is void if its study does not find what is known to be worse."""
+    return VOID if controls == NOT_FOUND else verdict

@@ -3,7 +3,7 @@
 Rows are those of `Study.results`; those of older tables, without roles, are all of the question.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pandas as pd
@@ -37,13 +37,16 @@ def families(rows: pd.DataFrame) -> Iterator[Family]:
             at_cost = here[here["role"].str.startswith(EQUAL_COST)]
             for (role, reference), cells in at_cost.groupby(["role", "reference"], sort=False) if len(at_cost) else ():
                 group = pd.concat([here[here["cell"] == reference], cells]).drop(columns=["role", "reference"])
-                yield Family(str(data), str(role).removeprefix(EQUAL_COST), _by_variant(group))
+                yield Family(str(data), str(role).removeprefix(EQUAL_COST), _by_variant(group, here["cell"].unique()))
 
 
-def _by_variant(rows: pd.DataFrame) -> pd.DataFrame:
+def _by_variant(rows: pd.DataFrame, order: Iterable[str]) -> pd.DataFrame:
+    """The rows with variants for cells, in the order of the question, if no two cells are of one variant."""
     cells = rows[["cell", "variant"]].drop_duplicates() if "variant" in rows.columns else rows.iloc[:0]
-    named = len(cells) > 0 and cells["variant"].is_unique
-    return rows.assign(cell=rows["variant"]) if named else rows
+    if len(cells) == 0 or not cells["variant"].is_unique:
+        return rows
+    places = {cell: place for place, cell in enumerate(order)}
+    return rows.assign(cell=rows["variant"]).sort_values("cell", key=lambda names: names.map(places), kind="stable")
 
 
 def differences(rows: pd.DataFrame, metric: str = "loss") -> pd.DataFrame:
