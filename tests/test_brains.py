@@ -6,13 +6,19 @@ import re
 import numpy as np
 import pytest
 import torch
+from parity_data import with_parity_weights
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from hae_lab import HAELabError
-from hae_lab.diffusion import brains
+from hae_lab import HAELabError, build, config
+from hae_lab.diffusion import brain_lesions, brains
 from hae_lab.diffusion.brains import CLASSES, CREDIT, FIELD_MM, KINDS, LICENCE, mri
-from hae_lab.diffusion.data import check_dataset, data_key
+from hae_lab.diffusion.data import check_dataset, data_key, phantoms
+from hae_lab.diffusion.experiment import Experiment
+from hae_lab.diffusion.metrics import measured
+from hae_lab.diffusion.quality import anomaly_maps
+from hae_lab.diffusion.training import Recipe, Trained
+from hae_lab.study.cost import passes
 
 needs_template = pytest.mark.skipif(
     not brains.template_is_here(), reason="the extra `mri` is not installed: python -m pip install -e '.[mri]'"
@@ -193,3 +199,29 @@ def test_whose_brain_it_is():
     assert "one average brain" in CREDIT.lower()
     assert "Louis Collins" in LICENCE
     assert "above copyright notice appear in all copies" in LICENCE
+
+
+# a model on its lesions
+
+
+@needs_template
+def test_what_a_model_finds_by_hand(monkeypatch):
+    """Of anomaly maps asked for and scored here, by scikit-learn; and with as many passes as the cost of a run says."""
+    monkeypatch.setattr(brain_lesions, "COUNT", 12)
+    model, passed = with_parity_weights(build(config("v2", "tiny", image_size=32, num_classes=None))), []
+    trained, held_out = Trained(model=model, recipe=Recipe(), curve=(), seconds=0.0), mri(8, 32, split="held-out")
+    ill = mri(12, 32, lesions=True, split="held-out")
+    maps, inside = anomaly_maps(model, ill.images, draws=2), ill.images > -1
+    expected = roc_auc_score(ill.masks[inside], maps[inside])
+    model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
+    assert measured("mri_auroc", trained, held_out) == pytest.approx(expected, abs=1e-9)
+    assert 0 < measured("mri_dice", trained, held_out) < 1
+    assert sum(passed) == brain_lesions.PASSES * 12 // 96
+    experiment = Experiment(config=model.config, data="mri", metrics=("mri_auroc", "mri_dice"), evaluate_every=300)
+    assert passes(experiment, 50) == 4 * 50 + brain_lesions.PASSES
+    scores = brain_lesions.mri_scores(trained, held_out)
+    dark = ill.labels == CLASSES.index("dark")
+    expected = roc_auc_score(ill.masks[dark][inside[dark]], maps[dark][inside[dark]])
+    assert scores["dark"]["auroc"] == pytest.approx(expected, abs=1e-9)
+    with refused("mri lesions are drawn into slices of `mri`, but the held-out images are none: leave this metric out"):
+        measured("mri_auroc", trained, phantoms(20, 32))

@@ -32,6 +32,7 @@ LICENCE = (
 KINDS = ("dark", "equal", "bright")  # hypointense; isointense with grey matter, in white; hyperintense
 CLASSES = ("healthy", *KINDS)
 
+AIR = -1.0  # exactly
 FIELD_MM = 216  # side of the picture
 HELD_OUT_EVERY = 5  # of this many slices one is held out
 DARK, LIGHT = 0.17, 0.9  # grey value of the template that becomes black, and how much of the rest is kept
@@ -154,7 +155,7 @@ def _draw_chunk(
     image = np.exp(bias * (gain - gain.mean((1, 2), keepdims=True))) * image ** np.exp(draw.gamma)
     real, other = noise * streams[3].standard_normal((2, *image.shape), np.float32)
     magnitude = np.hypot(image + real, other)  # the noise of MRI is Rician
-    shown = np.where(air < 0.5, np.clip(2 * magnitude - 1, -1, 1), -1).astype(np.float32)
+    shown = np.where(air < 0.5, np.clip(2 * magnitude - 1, -1, 1), AIR).astype(np.float32)
     return shown, mask, np.where(mask.any((1, 2)), kind.reshape(-1) + 1, 0)
 
 

@@ -41,6 +41,18 @@ class OnLesions:
         return lesion_scores(trained, held_out, self.task)[self.number]
 
 
+@dataclass(frozen=True)
+class OnBrains:
+    """AUROC or Dice, inside the brain, of a model's maps on lesions of both signs in slices of the average brain."""
+
+    number: str
+
+    def __call__(self, trained: Any, held_out: Any) -> float:
+        from hae_lab.diffusion.brain_lesions import mri_scores
+
+        return mri_scores(trained, held_out)["all"][self.number]
+
+
 def _on_lesions() -> dict[str, Metric]:
     return {
         f"{task}_{number}": Metric(f"{title}, {task} lesions", True, measure=OnLesions(task, number))
@@ -59,6 +71,8 @@ METRICS: Registry[Metric] = Registry(
         "auroc": Metric("AUROC", higher_is_better=True),
         "dice": Metric("Dice", higher_is_better=True),
         **_on_lesions(),
+        "mri_auroc": Metric("AUROC, lesions of both signs in slices", True, measure=OnBrains("auroc")),
+        "mri_dice": Metric("Dice, lesions of both signs in slices", True, measure=OnBrains("dice")),
     },
 )
 

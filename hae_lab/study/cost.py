@@ -100,14 +100,15 @@ def estimated_seconds(experiments: Sequence["Experiment"]) -> list[float]:
 
 def passes(experiment: "Experiment", held_out: int) -> int:
     """How many images go through the model beside the training: at its evaluations, as samples, in anomaly maps."""
-    from hae_lab.diffusion.lesions import PASSES
-    from hae_lab.diffusion.metrics import METRICS, OnLesions
+    from hae_lab.diffusion import brain_lesions, lesions
+    from hae_lab.diffusion.metrics import METRICS, OnBrains, OnLesions
 
     evaluations = -(-experiment.recipe.steps // experiment.evaluate_every)  # the last step always has one
     found = evaluations * held_out * EVALUATION_PASSES + experiment.samples * experiment.sampling_steps
     measures = [getattr(METRICS.find(name), "measure", None) for name in experiment.metrics]
     tasks = {measure.task for measure in measures if isinstance(measure, OnLesions)}  # AUROC and Dice share their maps
-    return found + len(tasks) * PASSES
+    on_brains = any(isinstance(measure, OnBrains) for measure in measures)
+    return found + len(tasks) * lesions.PASSES + on_brains * brain_lesions.PASSES
 
 
 @lru_cache(maxsize=64)  # `reproduce --full` asks for all studies, and then each study for itself
