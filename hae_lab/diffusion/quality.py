@@ -1,6 +1,6 @@
 """Quality: held-out denoising loss under common random numbers, distances between sets of images, anomaly maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,6 @@ from hae_lab.models import HAEUNet
 QUARTILES = 4
 
 
-@torch.no_grad()
 def denoising_loss(
     model: HAEUNet, dataset: Dataset, recipe: Recipe | None = None, *, seed: int = 0, batch_size: int = 64
 ) -> dict[str, float]:
@@ -27,22 +26,37 @@ def denoising_loss(
     Each image is seen at one timestep of each quarter of the chain; timesteps and noise depend on the seed alone, so
     that two models are compared on the same draws. Whatever the model predicts, the error is that of the noise.
     """
-    recipe = recipe or Recipe()
+    sums = torch.zeros(QUARTILES, dtype=torch.float64)
+    for losses in _batch_losses(model, dataset, recipe or Recipe(), seed, batch_size):
+        sums += losses.sum(1)
+    means = (sums / len(dataset)).tolist()
+    return {"loss": sum(means) / QUARTILES} | {f"loss_q{place}": mean for place, mean in enumerate(means, 1)}
+
+
+def image_losses(
+    model: HAEUNet, dataset: Dataset, recipe: Recipe | None = None, *, seed: int = 0, batch_size: int = 64
+) -> Tensor:
+    """The loss of each image by itself, (N,): `denoising_loss` is their mean."""
+    return torch.cat([losses.mean(0) for losses in _batch_losses(model, dataset, recipe or Recipe(), seed, batch_size)])
+
+
+@torch.no_grad()
+def _batch_losses(model: HAEUNet, dataset: Dataset, recipe: Recipe, seed: int, batch_size: int) -> Iterator[Tensor]:
+    """The mean squared errors of each batch, (QUARTILES, B)."""
     scheduler = noise_scheduler(recipe)
     generator = torch.Generator().manual_seed(stream_seed(seed, MEASURING))
     device = next(model.parameters()).device
-    sums = torch.zeros(QUARTILES, dtype=torch.float64)
     with eval_mode(model):
         for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):
             images, labels = batch["image"], known_labels(model.config, batch)
             labels = None if labels is None else labels.to(device)
-            for quartile, (timesteps, noise) in enumerate(_draws(images, recipe.timesteps, generator)):
+            losses = []
+            for timesteps, noise in _draws(images, recipe.timesteps, generator):
                 noisy = scheduler.add_noise(images, noise, timesteps)
                 output = model(noisy.to(device), timesteps.to(device), labels).float().cpu()
                 found = as_noise(output, noisy, scheduler.alphas_cumprod[timesteps], recipe.prediction)
-                sums[quartile] += (found - noise).double().square().flatten(1).mean(1).sum()
-    means = (sums / len(dataset)).tolist()
-    return {"loss": sum(means) / QUARTILES} | {f"loss_q{place}": mean for place, mean in enumerate(means, 1)}
+                losses.append((found - noise).double().square().flatten(1).mean(1))
+            yield torch.stack(losses)
 
 
 def quarters(chain: int) -> list[tuple[int, int]]:
