@@ -81,10 +81,11 @@ def _settings(base: float, small: float, title: float, heading: float, line: flo
     }
 
 
+ONE_COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches, of most journals
 PRINT = 7 / 11  # the smallest writing of print and of the talk, in points
 STYLES = {
     "talk": Style("talk", None, 1.0, (0, float("inf")), 100, _settings(13, 12, 14, 15, 1, 100)),
-    "paper": Style("paper", 3.3, PRINT, (7, 8), 300, _settings(8, 7, 8, 8, PRINT, 300)),
+    "paper": Style("paper", ONE_COLUMN, PRINT, (7, 8), 300, _settings(8, 7, 8, 8, PRINT, 300)),
 }
 _STYLE: ContextVar[Style] = ContextVar("style", default=STYLES["talk"])
 
