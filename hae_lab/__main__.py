@@ -56,7 +56,21 @@ def add_reproduce(commands: Commands) -> None:
     )
     command.add_argument("--list", action="store_true", help="print the names and stop")
     command.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="where data/ and figures/ go (default: here)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where data/ and figures/ go (default: here); with a style, format or width: where the figures go "
+        "(default: runs/STYLE)",
+    )
+    command.add_argument("--style", help="draw the figures alone, as committed: talk or paper, 7 to 8 point writing")
+    command.add_argument(
+        "--format", action="append", default=[], metavar="KIND", help="png, pdf or svg (repeatable; default: pdf)"
+    )
+    command.add_argument(
+        "--width",
+        type=float,
+        metavar="INCHES",
+        help="of paper (default: one column, 3.3; 6.9 where that is too narrow)",
     )
     command.set_defaults(run=run_reproduce)
 
@@ -167,6 +181,10 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.names()))
         return
+    if options.style or options.format or options.width is not None:
+        run_print(options)
+        return
+    options.out = options.out or Path()
     if options.full:
         from hae_lab.audit.rerun import rerun
 
@@ -181,6 +199,22 @@ def run_reproduce(options: argparse.Namespace) -> None:
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
     folders = sorted({str(path.parent.resolve()) for path in written})
     print(f"{len(written)} files in {' and '.join(folders)}")
+
+
+def run_print(options: argparse.Namespace) -> None:
+    from hae_lab.audit import reproduce
+
+    require(
+        not (options.full or options.fresh), "--full makes tables, --style, --format and --width draw figures alone"
+    )
+    style = options.style or ("talk" if options.width is None else "paper")
+    out = options.out or Path("runs") / style
+    written, left_out = reproduce.print_figures(
+        out, options.only, style, options.width, options.format or ("pdf",), progress=True
+    )
+    for line in left_out:
+        print(f"not drawn, {line}")
+    print(f"{len(written)} files in {out.resolve()}")
 
 
 def run_train(options: argparse.Namespace) -> None:

@@ -161,9 +161,10 @@ def attention(rules=tuple(RULE_COLOURS)) -> pd.DataFrame:
 
 def visibility(rules=tuple(RULE_COLOURS)) -> pd.DataFrame:
     return pd.DataFrame(
-        {"rule": rule, "n": n, "density": 0.1 + index / 10 - place / 50, "own_4_percent": 10.0 * index + place}
+        {"rule": rule, "n": n, "density": 0.1 + index / 10 - place / 50, "own_4_percent": 10.0 * index + place,
+         "reach_1_percent": 25.0 + 9 * index - 2 * place}
         for (index, rule), (place, n) in product(enumerate(rules), enumerate((276, 1104)))
-    )
+    )  # fmt: skip
 
 
 # a figure of each function that shows variants, drawn from rows of these variants

@@ -11,12 +11,12 @@ from scipy import stats
 from study_rows import curve_rows, slot_rows, study_rows
 
 from hae_lab import HAELabError, plots
-from hae_lab.plots.base import PALETTE
+from hae_lab.plots.base import CLAIM_COLOUR, PALETTE
 from hae_lab.plots.compute import ACCOUNTS, RULE_COLOURS
 from hae_lab.study import statistics
 
 TITLES = {"unet": "U-Net (control)", "hae": "HAE", "lite": "HAE Lite", "v2": "HAE V2"}
-COLOURS = {"unet": PALETTE[7], "hae": PALETTE[0], "lite": PALETTE[1], "v2": PALETTE[2]}
+COLOURS = {"unet": "#525252", "hae": PALETTE[0], "lite": PALETTE[1], "v2": PALETTE[2]}
 
 
 def title_of(figure) -> str:
@@ -60,6 +60,14 @@ def t_interval(values: pd.Series) -> tuple[float, float, float]:
     return values.mean(), low, high
 
 
+def claimed_at(ax) -> list[tuple[tuple, tuple]]:
+    """Where the black lines of the claims run: ((x, x), (y, y)), to six digits."""
+    black = [line for line in ax.lines if to_hex(line.get_color()) == CLAIM_COLOUR and line.get_linestyle() == "-"]
+    drawn = [line for line in black if len(line.get_xdata())]
+    ends = [np.round(line.get_xydata().T.astype(float), 6).tolist() for line in drawn]
+    return [(tuple(x), tuple(y)) for x, y in ends]
+
+
 # parameters
 
 
@@ -68,7 +76,7 @@ def test_parameter_table_draws_each_percentage_in_its_group_and_each_claim_in_it
     figure = plots.parameter_table(rows)
     (ax,) = figure.axes
     whole = rows[rows["scope"] == "whole model"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(TITLES.values())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(TITLES.values())
     drawn = bars(ax)
     for place, (variant, colour) in enumerate(COLOURS.items()):
         expected = whole.loc[whole["variant"] == variant, "percent_of_hae"].tolist()
@@ -101,8 +109,14 @@ def test_published_counts_stand_beside_ours():
     assert texts(ax) == ["654,321,000\n100.0 %", "458,024,700\n70.3 %", "261,728,400\n40.6 %"]
     ticks = [tick.get_text() for tick in ax.get_xticklabels()]
     assert ticks == [f"{TITLES[name]}\nplacement={name}\ncnn_branch=False" for name in ("hae", "lite", "v2")]
-    assert title_of(figure).startswith("The published 100 / 69 / 38 % compares three different models")
-    assert ax.get_legend().get_title().get_text().startswith("preset wide128;")
+    assert title_of(figure) == (
+        "The published 100 / 69 / 38 % compares three models that differ in placement too, not in slots alone"
+    )
+    assert figure.legends[0].get_title().get_text().startswith("preset wide128;")
+    both = rows.assign(our_changes=["placement=a", "placement=b", "placement=b, cnn_branch=False"])
+    assert "models that differ in placement and cnn_branch too" in title_of(plots.published_counts(both))
+    same = rows.assign(our_changes="placement=a")
+    assert title_of(plots.published_counts(same)) == "The published 100 / 69 / 38 % compares one"
 
 
 def test_feasibility_draws_families_on_the_line_and_the_claim_off_it():
@@ -186,21 +200,36 @@ def test_families_that_would_do_are_drawn_beside_the_claim():
         assert [bar[2] for bar in drawn] == rows[f"{variant}_percent"].tolist()
         assert [bar[1] + bar[3] / 2 for bar in drawn] == pytest.approx([place + offset for place in range(3)])
         both = zip(rows[f"{variant}_percent"], rows[f"{variant}_changes"], strict=True)
-        assert {f" {percent:.1f} %: {changes}" for percent, changes in both} <= set(texts(ax))
-    assert [line.get_xdata()[0] for line in ax.lines] == [70, 40]
+        assert {f"{percent:.1f} %\n{changes}" for percent, changes in both} <= set(texts(ax))
+    lites = [((70, 70), pytest.approx((place - 0.39, place - 0.01))) for place in range(3)]
+    assert claimed_at(ax) == lites + [((40, 40), pytest.approx((place + 0.01, place + 0.39))) for place in range(3)]
     assert title_of(figure).startswith("100 / 70 / 40 needs at least 3 changes that Lite and V2 make for themselves")
     moved = plots.what_it_would_take(rows.assign(lite_claim_percent=65.0))
-    assert [line.get_xdata()[0] for line in moved.axes[0].lines] == [65, 40]
+    assert {x for x, _ in claimed_at(moved.axes[0])} == {(65, 65), (40, 40)}
 
 
 # work and time
 
 
-def test_macs_are_stacked_part_by_part():
+def test_every_part_that_works_has_a_mark_a_variant_and_its_share():
     rows = plot_rows.macs_by_part()
     figure = plots.macs_by_part(rows)
+    (ax,) = figure.axes
     table = rows[rows["preset"] == "brats128"].pivot(index="part", columns="variant", values="macs_document")
-    check_stack(figure.axes[0], table[list(TITLES)].fillna(0), 1e9)
+    largest_first = table["hae"].sort_values(ascending=False)
+    shares = 100 * largest_first / largest_first.sum()
+    ticks = [" ".join(tick.get_text().split()) for tick in ax.get_yticklabels()]
+    assert ticks == [f"{part}, {share:.2g} %" for part, share in shares.items()]
+    for place, (variant, title) in enumerate(TITLES.items()):
+        (marks,) = [line for line in ax.lines if line.get_label() == title]
+        mine = table.loc[largest_first.index, variant].dropna()
+        assert marks.get_xdata() == pytest.approx(mine / 1e9)
+        rows_of_parts = [list(largest_first.index).index(part) + 0.2 * (place - 1.5) for part in mine.index]
+        assert marks.get_ydata() == pytest.approx(rows_of_parts)
+        assert to_hex(marks.get_color()) == COLOURS[variant]
+    low, high = ax.get_xlim()
+    assert low < table.min().min() / 1e9
+    assert table.max().max() / 1e9 < high
     share = 100 * table.loc["attention scores and values", "hae"] / table["hae"].sum()
     assert title_of(figure) == (
         f"The attention that the mask thins out is {share:.0f} % of HAE's work; the body does the most"
@@ -264,12 +293,14 @@ def test_variants_together_draws_every_cost_its_quartiles_and_its_claim():
         assert [bar[0] + bar[2] / 2 for bar in drawn[title]] == pytest.approx(centres)
         mine = table.loc[variant].loc[["parameters", "MACs", "time"]]
         assert [bar[3] for bar in drawn[title]] == mine["percent_of_hae"].tolist()
-        for x, (_, row) in zip(centres, mine.iterrows(), strict=True):
+        for x, (quantity, row) in zip(centres, mine.iterrows(), strict=True):
+            if quantity != "time":
+                assert round(x, 6) not in spread  # a count is exact
+                continue
             low, high = (abs(row[f"percent_{end}"] - row["percent_of_hae"]) for end in ("q1", "q3"))
             expected = row["percent_of_hae"] - low, row["percent_of_hae"] + high
             assert spread[round(x, 6)] == pytest.approx(expected)
-    claims = [(line.get_xdata(), line.get_ydata()) for line in ax.lines if to_hex(line.get_color()) == PALETTE[3]]
-    assert [(pytest.approx(np.mean(x)), tuple(y)) for x, y in claims] == [(0.1, (70, 70)), (0.3, (40, 40))]
+    assert [(pytest.approx(np.mean(x)), y) for x, y in claimed_at(ax)] == [(0.1, (70, 70)), (0.3, (40, 40))]
     assert texts(ax)[0] == f"{table.loc[('unet', 'parameters'), 'percent_of_hae']:.0f}"
     assert title_of(figure) == (
         "V2 holds 71 % of HAE's parameters, but does 83 % of its work; the times of the three cannot be told apart"
@@ -281,12 +312,26 @@ def test_variants_together_draws_every_cost_its_quartiles_and_its_claim():
 def test_density_and_reach_stand_at_their_sizes():
     rows = plot_rows.visibility()
     figure = plots.density_and_reach(rows)
-    for ax, column, factor in zip(figure.axes, ("density", "own_4_percent"), (100, 1), strict=True):
-        for rule, line in zip(RULE_COLOURS, ax.lines, strict=True):
-            mine = rows[rows["rule"] == rule]
-            assert (line.get_label(), line.get_xdata().tolist()) == (rule, [276, 1104])
-            assert line.get_ydata() == pytest.approx(factor * mine[column])
-    assert title_of(figure).startswith("The document's mask keeps 8 % of the pairs, and 1 % of the pixels")
+    columns = ("density", "own_4_percent", "reach_1_percent")
+    for ax, column, factor in zip(figure.axes, columns, (100, 1, 1), strict=True):
+        for place, (rule, line) in enumerate(zip(RULE_COLOURS, ax.lines, strict=True)):
+            mine = rows[rows["rule"] == rule].sort_values("n")
+            assert line.get_label() == rule
+            assert line.get_xdata() == pytest.approx(factor * mine[column])
+            assert line.get_ydata() == pytest.approx([place - 0.2, place + 0.2])  # the larger map is the lower
+    assert title_of(figure) == (
+        "The document's mask keeps 8 % of the pairs: one block reaches 23 % of the map, "
+        "and 1 % of pixels see their own patch"
+    )
+    assert "n = 276, 1,104 tokens" in " ".join(figure.get_supxlabel().split())
+
+
+def test_quantities_say_the_width_that_they_are_of():
+    rows = plot_rows.variants_together()
+    rows["model_channels"] = [64 if quantity == "time" else 128 for quantity in rows["quantity"]]
+    (ax,) = plots.variants_together(rows).axes
+    names = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert names == ["parameters\nat 128 channels", "MACs\nat 128 channels", "time\nat 64 channels"]
 
 
 # studies

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from study_rows import curve_rows, study_rows
 
 from hae_lab import HAELabError, plots, presets
-from hae_lab.plots.base import CLAIM_COLOUR, PALETTE, variant_colour
+from hae_lab.plots.base import CLAIM_COLOUR, CONTROL_COLOUR, PALETTE, variant_colour
 from hae_lab.profilers.anatomy import hybrid_family, unet_table
 
 FIVE = (*plot_rows.FOUR, "v3")
@@ -146,7 +146,7 @@ def test_one_variant_alone(names):
 
 def test_published_counts_of_some_versions():
     figure = plots.published_counts(plot_rows.published_counts(("hae", "v2")))
-    assert title_of(figure).startswith("The published 100 / 39 % compares two different models")
+    assert title_of(figure).startswith("The published 100 / 39 % compares two models that differ in placement")
     assert says(figure, "not measured: HAE Lite")
 
 
@@ -154,12 +154,12 @@ def test_published_counts_of_some_versions():
 
 
 def test_colours_follow_the_order_of_registration(v3):
-    assert [variant_colour(name) for name in plot_rows.FOUR] == [PALETTE[7], PALETTE[0], PALETTE[1], PALETTE[2]]
-    assert variant_colour("v3") == PALETTE[4]
+    assert [variant_colour(name) for name in plot_rows.FOUR] == [CONTROL_COLOUR, *PALETTE[:3]]
+    assert variant_colour("v3") == PALETTE[9]
     presets.register_variant("v4", "HAE V4", regions="linear")
     try:
-        assert variant_colour("v4") == PALETTE[5]
-        assert variant_colour("v3") == PALETTE[4]
+        assert variant_colour("v4") == PALETTE[8]
+        assert variant_colour("v3") == PALETTE[9]
         assert plots.variant_title("v4") == plots.VARIANT_NAMES["v4"] == "HAE V4"
     finally:
         del presets.VARIANTS["v4"]
@@ -168,7 +168,7 @@ def test_colours_follow_the_order_of_registration(v3):
 
 def test_registered_variants_have_their_colour_in_the_bars(v3):
     (ax,) = plots.variants_together(plot_rows.variants_together(FIVE)).axes
-    mine = [bar for bar in ax.patches if to_hex(bar.get_facecolor()) == PALETTE[4]]
+    mine = [bar for bar in ax.patches if to_hex(bar.get_facecolor()) == PALETTE[9]]
     assert [bar.get_height() for bar in mine] == [50, 62, 74]
     centres = [bar.get_x() + bar.get_width() / 2 for bar in mine]
     assert centres == pytest.approx([group + 0.16 * 2 for group in range(3)])

@@ -6,9 +6,10 @@ Source of the formula: Lu et al. 2024, IEEE Transactions on Image Processing 33,
 from functools import lru_cache
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
-from hae_lab.audit.benchmarks import NO_BLOCKS, SHARED
+from hae_lab.audit.benchmarks import MODEL_CHANNELS, NO_BLOCKS, SHARED
 from hae_lab.audit.measured import of_one_computer
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT, TABLE_PRESETS
 from hae_lab.checks import require
@@ -113,4 +114,6 @@ def variants_together(bench_model: pd.DataFrame, preset: str = "brats128") -> pd
         of_time = 100 * frame["variant"].map(times[f"ms_{quartile}"]) / hae["time"]
         frame[f"percent_{quartile}"] = frame["percent_of_hae"].where(frame["quantity"] != "time", of_time)
     frame["claim_percent"] = frame["variant"].map(CLAIM_PERCENT).where(frame["quantity"] == "parameters")
+    timed = frame["quantity"] == "time"
+    frame["model_channels"] = np.where(timed, MODEL_CHANNELS, config("hae", preset).model_channels)
     return frame

@@ -1,9 +1,10 @@
-"""The one writer of data/ and figures/: tables as the registry makes them, figures of the tables as they were written.
+"""The one writer of data/ and figures/: tables as the registry makes them, figures of the tables as they were written;
+and of figures in another style, elsewhere.
 
 `parameter_summary` and `verdict` say in words what the parameter table comes to.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,51 @@ def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = 
     return written
 
 
+def print_figures(
+    out: str | Path,
+    only: Iterable[str] = (),
+    style: str = "paper",
+    width: float | None = None,
+    formats: Sequence[str] = ("pdf",),
+    progress: bool = False,
+) -> tuple[list[Path], list[str]]:
+    """Draw figures of the committed tables in a style into `out`; return the paths, and what did not fit the width.
+
+    `only` names figures; none means all. Without a `width` a figure for paper fills one column, or two where it must;
+    with one, a figure that needs more is named instead of drawn. Two runs write the same bytes on one computer.
+    Raises `HAELabError` for unknown names and formats before anything is written, and `plots.TooNarrow` for a figure
+    of `only` that needs more than the width.
+    """
+    sources, chosen = figures(), list(dict.fromkeys(only))
+    for name in chosen:
+        require_name("figure", name, sources)
+    for kind in formats:
+        require_name("format", kind, plots.FORMATS)
+    written, left_out = [], []
+    for name in tqdm(chosen or list(sources), disable=not progress, unit="figure"):
+        try:
+            figure = _draw_in(style, width, sources[name])
+        except plots.TooNarrow as error:
+            if chosen:
+                raise
+            left_out.append(f"{name}: {error}")
+            continue
+        written += [_write(figure.picture(kind), Path(out) / f"{name}.{kind}") for kind in formats]
+    return written, left_out
+
+
+def _draw_in(style: str, width: float | None, source: FigureSource) -> plots.Chart:
+    """A figure at a width; without one, in one column of a paper, or in two where it does not fit one."""
+    try:
+        with plots.style(style, width):
+            return draw(source)
+    except plots.TooNarrow:
+        if width is not None:
+            raise
+        with plots.style(style, plots.TWO_COLUMNS):
+            return draw(source)
+
+
 def draw(source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table) -> plots.Chart:
     """A figure of the tables that `rows` gives by name; by default the committed ones."""
     return source.draw(*(rows(name) for name in source.tables))
@@ -57,12 +103,13 @@ def draw(source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table)
 
 def write_figure(figure: plots.Chart, stem: Path, vector: bool = False) -> list[Path]:
     """Write `stem`.png and, if asked, `stem`.svg."""
-    pictures = {".png": figure.png()} | ({".svg": figure.svg()} if vector else {})
-    paths = [stem.with_suffix(suffix) for suffix in pictures]
-    for path, picture in zip(paths, pictures.values(), strict=True):
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(picture)
-    return paths
+    return [_write(figure.picture(kind), stem.with_suffix(f".{kind}")) for kind in ("png", "svg")[: 1 + vector]]
+
+
+def _write(picture: bytes, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(picture)
+    return path
 
 
 def parameter_summary() -> str:

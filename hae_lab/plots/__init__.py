@@ -7,6 +7,7 @@ from hae_lab.plots.base import Chart, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.images import image_grid
 from hae_lab.plots.masks import mask_rules, visible_keys
+from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
 from hae_lab.plots.parameters import (
     feasibility,
     parameter_table,
@@ -27,7 +28,10 @@ def __getattr__(name: str) -> dict[str, str]:
 
 
 __all__ = [
+    "FORMATS",
+    "TWO_COLUMNS",
     "Chart",
+    "TooNarrow",
     "attention_heads",
     "attention_speed_up",
     "conclusions",
@@ -48,6 +52,7 @@ __all__ = [
     "roofline",
     "slot_ladder",
     "slot_waterfall",
+    "style",
     "unet",
     "variant_colour",
     "variant_title",

@@ -18,6 +18,7 @@ from matplotlib.path import Path
 
 from hae_lab.checks import require_name
 from hae_lab.plots.base import (
+    INK,
     Chart,
     chart,
     has_blocks,
@@ -28,11 +29,12 @@ from hae_lab.plots.base import (
     short,
     variant_colours,
 )
+from hae_lab.plots.page import current_style
 from hae_lab.presets import VARIANTS, variant_title
 
 SMALL = 11  # points, the smallest writing
 LETTER, LINE_HEIGHT, PAD, INDENT = 0.0865, 0.2, 0.05, 0.08  # of small writing, and around it in a box
-INK, LINE = "#222222", "#555555"
+LINE = "#555555"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 Lines = list[tuple[str, str | None]]  # what stands at the left and at the right of a line; None centres the left
 
@@ -86,12 +88,15 @@ def _detour(x: float, y: float, turn: float, target: Box) -> list[tuple[float, f
 
 
 def _canvas(title: str, width: float, height: float) -> tuple[Chart, Axes]:
-    """A 4:3 page with room for so much below a title of two lines; the origin of the axes is at the lower left."""
-    width = max(8.0, width, (height + 0.72) * 4 / 3)
-    figure = new_chart(title, (width, width * 3 / 4))
+    """A page with room for so much below a title of two lines, 4:3 in the talk; the origin is at the lower left."""
+    tall = height + 0.72
+    wide = max(8.0, width, tall * 4 / 3)
+    page = current_style().canvas((wide, wide * 3 / 4))
+    page = page[0], page[1] if page[0] == wide else tall
+    figure = new_chart(title, page, least=width)
     figure.set_layout_engine("none")
-    height = width * 3 / 4 - 0.46 - 0.26 * figure.get_suptitle().count("\n")
-    ax = figure.add_axes((0, 0, 1, height / (width * 3 / 4)), xlim=(0, width), ylim=(0, height))
+    height = page[1] - 0.46 - 0.26 * figure.get_suptitle().count("\n")
+    ax = figure.add_axes((0, 0, 1, height / page[1]), xlim=(0, page[0]), ylim=(0, height))
     ax.set_axis_off()
     return figure, ax
 
@@ -109,7 +114,7 @@ KINDS = {
     "out": ("out", "white", ""),
 }  # fmt: skip
 BLOCK, STEP = (0.46, 0.5), 0.52  # width and height of a block, and from block to block
-MARGIN, CENTRE, EDGE = 1.0, 2.1, 0.14  # beside the blocks; between encoder and decoder; outermost writing
+MARGIN, CENTRE, EDGE = 1.0, 2.05, 0.14  # beside the blocks; between encoder and decoder; outermost writing
 HEAD, FOOT = 0.35, 1.1  # names of the sides; legend
 SKIP_FROM, SKIP_STEP, FLOW = 0.12, 0.09, 0.14  # lines above the boxes, the lowest and from line to line; below them
 Lanes = dict[tuple[str, int], list[dict[str, Any]]]  # (encoder, middle or decoder; level) -> its blocks
@@ -218,8 +223,8 @@ def _unet_texts(ax: Axes, rows: pd.DataFrame, lanes: Lanes, boxes: Mapping[str, 
 
 # hybrid blocks side by side
 
-COLUMN, CNN_WIDTH = 3.8, 1.13  # least width of a diagram, its free edges included; of the CNN branch
-SIDE, GAP, HEADER = 0.17, 0.16, 0.36  # free edges of a diagram; between boxes; the variant's name
+COLUMN, CNN_WIDTH = 3.6, 1.0  # least width of a diagram, its free edges included; of the CNN branch
+SIDE, GAP, HEADER = 0.14, 0.16, 0.36  # free edges of a diagram; between boxes; the variant's name
 CNN, TOKENS = "CNN branch", "tokens"
 TITLES = {"timestep": "timestep", CNN: "CNN", "attention": "attention"}  # slots say what they hold instead
 WIDE = ("timestep", "fusion", "residual")  # boxes of both branches
@@ -298,7 +303,7 @@ def _wrapped(text: str, beside: str, letters: int) -> Lines:
     """Lines that break after commas or, where a part is too long, at spaces; `beside` stands by the first that fits."""
     lines: list[str] = []
     for line in textwrap.wrap(re.sub("(?<!,) (?!→)", NO_BREAK, text), letters, break_long_words=False):
-        lines += [line] if len(line) <= letters else textwrap.wrap(line.replace(NO_BREAK, " "), letters)
+        lines += [line] if len(line.rstrip(",")) <= letters else textwrap.wrap(line.replace(NO_BREAK, " "), letters)
     place = next((index for index, line in enumerate(lines) if len(line) + len(beside) < letters), 0)
     lines = [line.rstrip(",").replace(NO_BREAK, " ") for line in lines]
     return [(line, beside if index == place else "") for index, line in enumerate(lines)]

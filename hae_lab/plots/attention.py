@@ -2,9 +2,17 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from hae_lab.masks import TokenGrid
-from hae_lab.plots.base import CLAIM_COLOUR, Chart, chart, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart
+
+QUERY_COLOUR, REGIONAL_COLOUR, PIXELS_COLOUR = "#00d0ff", PALETTE[3], "#888888"
+OPACITY = 0.75  # of the strongest weight over the image
+GREY = 0.3  # of the image that the key lies over
 
 
 @chart
@@ -14,10 +22,11 @@ def attention_heads(
     """A row a mask rule, a column a head: where one pixel looks, as a warm layer over the grey image.
 
     Shapes: image (H, W); `weights` by rule name, (heads, n). Each picture is scaled by its own largest weight on a
-    pixel; the weight that falls on regional tokens is written below it.
+    pixel, which the key beside them says; the weight that falls on regional tokens is written below it.
     """
     heads = len(next(iter(weights.values())))
-    figure = new_chart(title, size=(1.3 * heads + 1.2, 1.75 * len(weights) + 1.0))
+    size = (1.3 * heads + 1.6, 1.75 * len(weights) + 1.4)
+    figure = new_chart(title, size, least=0.8 * size[0])
     rows = figure.subplots(len(weights), heads, squeeze=False)
     for axes, (rule, of_heads) in zip(rows, weights.items(), strict=True):
         axes[0].set_ylabel(rule, fontsize=12)
@@ -25,6 +34,7 @@ def attention_heads(
             _overlay(ax, image, of_head, grid, pixel)
     for head, ax in enumerate(rows[0], start=1):
         ax.set_title(f"head {head}", fontsize=12)
+    _key(figure, rows)
     return figure
 
 
@@ -33,12 +43,32 @@ def _overlay(ax: Axes, image: np.ndarray, weights: np.ndarray, grid: TokenGrid, 
     ax.imshow(image, cmap="gray", extent=extent)
     on_pixels = weights[: grid.n_local].reshape(grid.height, grid.width)
     strength = on_pixels / max(on_pixels.max(), 1e-12)
-    ax.imshow(strength, cmap="inferno", alpha=0.75 * np.sqrt(strength), extent=extent, vmin=0, vmax=1)
+    ax.imshow(strength, cmap="inferno", alpha=_opacity(strength), extent=extent, vmin=0, vmax=1)
     row, column = divmod(pixel, grid.width)
-    ax.plot(column, row, "+", color="#00d0ff", markersize=9, markeredgewidth=2)
+    ax.plot(column, row, "+", color=QUERY_COLOUR, markersize=9, markeredgewidth=2)
     ax.set_xticks([])
     ax.set_yticks([])
     regional = 100 * weights[grid.n_local :].sum()
-    ax.set_xlabel(f"regional {regional:.0f} %", fontsize=10)
+    ax.set_xlabel(f"regional {regional:.0f} %", fontsize=11)
     for spine in ax.spines.values():
-        spine.set_color(CLAIM_COLOUR if regional > 50 else "#888888")
+        spine.set_color(REGIONAL_COLOUR if regional > 50 else PIXELS_COLOUR)
+
+
+def _opacity(strength: np.ndarray) -> np.ndarray:
+    return OPACITY * np.sqrt(strength)
+
+
+def _key(figure: Chart, rows: np.ndarray) -> None:
+    """The colours of the layer as they look over a grey image, and what the cross and the frames are."""
+    shades = ScalarMappable(cmap="inferno")
+    shades.set_clim(0, 1)
+    strength = np.linspace(0, 1, 128)
+    share = _opacity(strength)[:, None]
+    seen = share * shades.to_rgba(strength)[:, :3] + (1 - share) * GREY
+    shades.set_cmap(ListedColormap(seen))
+    bar = figure.colorbar(shades, ax=rows, aspect=30, pad=0.01, ticks=[0, 0.5, 1])
+    bar.set_label("weight of a pixel, 1 = the head's largest")
+    cross = Line2D([], [], color=QUERY_COLOUR, marker="+", linestyle="", markersize=9, markeredgewidth=2, label="query")
+    frames = {REGIONAL_COLOUR: "more than half falls on regional tokens", PIXELS_COLOUR: "on pixels"}
+    marks = [Patch(fill=False, edgecolor=colour, label=text) for colour, text in frames.items()]
+    legend_outside(figure, None, "lower center", handles=[cross, *marks], ncols=3)

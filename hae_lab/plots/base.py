@@ -1,7 +1,7 @@
-"""What every picture of the project shares: style, colours, and a figure that shows itself in a notebook.
+"""What every picture of the project shares: titles, legends, colours, bars and words.
 
-One colour a variant everywhere, from seaborn's colour-blind safe palette, in the order of registration; sizes suit a
-4:3 projector. Every figure takes tidy rows, then options by keyword; where they make sense, these are
+One colour a variant everywhere, in the order of registration, apart from each other for colour-blind eyes too; sizes
+and print are the matter of `plots.page`. Every figure takes tidy rows, then options by keyword; where they make sense:
 
     order    which variants (cells, mask rules) are drawn, and in which order; by default all of the rows
     palette  colours by name, which take the place of the project's
@@ -9,81 +9,32 @@ One colour a variant everywhere, from seaborn's colour-blind safe palette, in th
     stats    what `hae_lab.study.statistics` found in the rows; by default the figure asks for it
 """
 
-import functools
-import io
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from hae_lab.checks import require, require_name
+from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
+from hae_lab.plots.page import Chart as Chart
+from hae_lab.plots.page import broken_name, columns_that_fit, current_style, wrapped
+from hae_lab.plots.page import chart as chart
+from hae_lab.plots.page import new_chart as new_chart
 from hae_lab.presets import DOCUMENT, VARIANTS, variant_title
 
 PALETTE = sns.color_palette("colorblind").as_hex()
-CLAIM_COLOUR = PALETTE[3]
-VARIANT_CYCLE = [PALETTE[place] for place in (7, 0, 1, 2, 4, 5, 6, 8, 9)]  # in the order of registration
+INK = "#222222"
+CLAIM_COLOUR = INK  # what the document says; no variant is black
+CONTROL_COLOUR = "#525252"  # seaborn's grey is V2's green to colour-blind eyes (tests/test_plots_colours.py)
+# in the order of registration
+VARIANT_CYCLE = [CONTROL_COLOUR, *(PALETTE[place] for place in (0, 1, 2, 9, 8, 4, 5, 6))]
 REFERENCE = DOCUMENT[0]  # the variant that columns percent_of_hae measure against
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SIZE = (8.0, 6.0)
-STYLE = {
-    **sns.axes_style("whitegrid"),
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.labelsize": 13,
-    "legend.fontsize": 12,
-    "xtick.labelsize": 12,
-    "ytick.labelsize": 12,
-    "savefig.dpi": 100,
-}
-
-
-class Chart(Figure):
-    """A figure that shows itself in a notebook, without pyplot's global state."""
-
-    def _repr_png_(self) -> bytes:
-        return self.png()
-
-    def png(self) -> bytes:
-        """The picture as PNG; the same rows give the same bytes on one computer."""
-        drawn, packed = io.BytesIO(), io.BytesIO()
-        with mpl.rc_context(STYLE):
-            self.savefig(drawn, format="png")
-        # a palette makes it a third of the size, which notebooks in git feel
-        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
-        return packed.getvalue()
-
-    def svg(self) -> bytes:
-        """The picture as SVG with text as text; the same rows give the same bytes."""
-        drawn = io.BytesIO()
-        with mpl.rc_context(STYLE | {"svg.hashsalt": "hae_lab", "svg.fonttype": "none"}):
-            self.savefig(drawn, format="svg", metadata={"Date": None})
-        return drawn.getvalue()
-
-
-def chart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Draw in the project's style, whatever the user's own settings."""
-
-    @functools.wraps(function)
-    def styled(*args: Any, **options: Any) -> Any:
-        with mpl.rc_context(STYLE):
-            return function(*args, **options)
-
-    return styled
-
-
-def new_chart(title: str, size: tuple[float, float] = SIZE) -> Chart:
-    """An empty figure under its title."""
-    figure = Chart(figsize=size, layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, int(7.4 * size[0]))), fontsize=15, fontweight="bold")
-    return figure
 
 
 def titled_axes(title: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
@@ -91,19 +42,48 @@ def titled_axes(title: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
     if ax is None:
         figure = new_chart(title)
         return figure, figure.subplots()
-    width = ax.get_window_extent().width / ax.figure.dpi
-    ax.set_title("\n".join(textwrap.wrap(title, max(20, int(8.5 * width)))), fontweight="bold")
+    width = max(1.0, ax.get_window_extent().width / ax.figure.dpi)
+    points = current_style().settings["axes.titlesize"]
+    ax.set_title(wrapped(title, width, points, 0.605), fontweight="bold")
     return ax.figure, ax
 
 
 def legend_outside(figure: Figure, ax: Axes | None, place: str, **options: Any) -> None:
     """A legend at the "right center" or "lower center" of our own figure, or of the user's axes `ax`."""
     if ax is None:
-        figure.legend(loc=f"outside {place}", frameon=False, **options)
+        if place == "right center" and current_style().is_narrow:
+            place, options = "lower center", {"ncols": 3} | options
+        write_legend(figure, loc=f"outside {place}", **options)
     elif place == "right center":
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, **options)
+        write_legend(ax, loc="center left", bbox_to_anchor=(1, 0.5), **options)
     else:  # below the labels of the x axis: the pad is in font sizes
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, frameon=False, **options)
+        write_legend(ax, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, **options)
+
+
+def write_legend(owner: Figure | Axes, ncols: int = 1, **options: Any) -> None:
+    """A legend of a figure or axes without a frame, in up to `ncols` columns: as many as its width has room for."""
+    axes = owner.axes if isinstance(owner, Figure) else [owner]
+    drawn = [label for ax in axes for label in ax.get_legend_handles_labels()[1]]
+    labels = options.get("labels") or [handle.get_label() for handle in options.get("handles", ())] or drawn
+    inches = max(1.0, owner.get_window_extent().width / axes[0].figure.dpi)
+    columns = columns_that_fit(labels, ncols, inches, current_style().settings["legend.fontsize"])
+    owner.legend(ncols=columns, **{"frameon": False} | options)
+
+
+def mark_claim(ax: Axes, x: Sequence[float], y: Sequence[float], **options: Any) -> None:
+    """A short black line from point to point, which a white rim sets off from bars of any colour."""
+    ax.plot(x, y, color="white", linewidth=7, solid_capstyle="butt")
+    ax.plot(x, y, color=CLAIM_COLOUR, linewidth=4, solid_capstyle="butt", **options)
+
+
+def name_ticks(ax: Axes, places: Iterable[float], names: Iterable[str]) -> None:
+    """Names at places of the x axis; on a narrow page they break where a neighbour would be in the way."""
+    places, names, chosen = list(places), list(names), current_style()
+    room = 0.85 * ax.figure.get_figwidth() / max(1, len(places))  # the axes have most of the page
+    points = chosen.settings["xtick.labelsize"]
+    if chosen.is_narrow:
+        names = [broken_name(name, room, points) for name in names]
+    ax.set_xticks(places, names)
 
 
 # variants
@@ -192,8 +172,11 @@ def grouped_bars(ax: Axes, rows: pd.DataFrame, x: str, y: str, colours: Mapping[
     named = named.assign(name=named["variant"].map(variant_title))
     palette = {variant_title(variant): colour for variant, colour in colours.items()}
     sns.barplot(named, x=x, y=y, hue="name", palette=palette, hue_order=palette, saturation=1, ax=ax)
+    ax.get_legend().remove()  # it stands where figures want it
     for bars in ax.containers:
         ax.bar_label(bars, fmt="%.0f", fontsize=11)
+    groups = list(named[x].unique())
+    name_ticks(ax, range(len(groups)), groups)
 
 
 def stacked_bars(ax: Axes, heights: pd.DataFrame, colours: Mapping[str, str]) -> None:
@@ -202,10 +185,11 @@ def stacked_bars(ax: Axes, heights: pd.DataFrame, colours: Mapping[str, str]) ->
     bottom = np.zeros(len(names))
     for part, colour in colours.items():
         height = heights.loc[part].to_numpy(float)
-        ax.bar(names, height, bottom=bottom, color=colour, label=part)
+        ax.bar(range(len(names)), height, bottom=bottom, color=colour, label=part)
         bottom += height
     for place, top in enumerate(bottom):
         ax.text(place, top + 0.01 * bottom.max(), f"{top:.1f}", ha="center")
+    name_ticks(ax, range(len(names)), names)
     ax.set_ylim(0, 1.1 * bottom.max())
     ax.grid(axis="x", visible=False)
 

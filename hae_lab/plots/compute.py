@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from hae_lab.checks import require, require_name
 from hae_lab.plots.base import (
-    CLAIM_COLOUR,
+    INK,
     PALETTE,
     REFERENCE,
     Chart,
@@ -22,17 +23,18 @@ from hae_lab.plots.base import (
     count_word,
     has_blocks,
     legend_outside,
+    listed,
+    mark_claim,
     measured,
+    name_ticks,
     new_chart,
     of_preset,
-    part_colours,
-    reversed_legend,
     short_title,
-    stacked_bars,
     titled_axes,
     variant_colours,
     write_note,
 )
+from hae_lab.plots.page import TEXT, broken_name, wrapped
 from hae_lab.presets import variant_title
 
 ACCOUNTS = {
@@ -42,10 +44,6 @@ ACCOUNTS = {
     "macs_kept": ("kept by the mask", PALETTE[9]),
 }
 MASKED = "attention scores and values"  # the part of the work that a mask thins out
-WORK_COLOURS = {
-    "body": "#adadad", "timestep": PALETTE[8], "CNN branch": PALETTE[9], "projections": PALETTE[3],
-    "attention projections": PALETTE[6], MASKED: PALETTE[4], "MLP": PALETTE[1], "fusion": PALETTE[2],
-}  # fmt: skip
 RULE_COLOURS = {
     "document": PALETTE[3], "document_shared": PALETTE[1], "always_regional": PALETTE[4],
     "spatial_reduction": PALETTE[2], "window2d": PALETTE[0], "dense": PALETTE[7],
@@ -81,23 +79,33 @@ def macs_by_part(
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """A bar a variant, split into the parts that work; `palette` colours parts.
+    """A row a part that works, a mark a variant, on a logarithmic axis: the parts differ by five orders of magnitude.
 
-    Rows, one a variant and part: preset, variant, part, macs_document.
+    Rows, one a variant and part: preset, variant, part, macs_document. Beside each part stands its share of HAE's work.
     """
     rows = of_preset(rows, preset)
     shown, note = measured(rows, "macs_document", order)
     table = rows.pivot(index="part", columns="variant", values="macs_document")[shown].fillna(0) / 1e9
     subject = REFERENCE if REFERENCE in shown else next(filter(has_blocks, shown), shown[0])
-    share = 100 * table[subject].get(MASKED, 0) / table[subject].sum()
+    table = table.sort_values(subject, ascending=False)
+    shares = 100 * table[subject] / table[subject].sum()
     figure, own = titled_axes(
-        f"The attention that the mask thins out is {share:.0f} % of {variant_title(subject)}'s work; "
-        f"the {table[subject].idxmax()} does the most",
+        f"The attention that the mask thins out is {shares.get(MASKED, 0):.0f} % of {variant_title(subject)}'s work; "
+        f"the {shares.idxmax()} does the most",
         ax,
     )
-    stacked_bars(own, table, part_colours(table.index, WORK_COLOURS) | dict(palette or {}))
-    legend_outside(figure, ax, "right center", **reversed_legend(own))
-    own.set_ylabel(f"GMACs of one denoising step, as published ({preset})")
+    colours, steps = variant_colours(shown, palette), bar_places(len(table), len(shown))
+    for variant, places, mark in zip(shown, steps, cycle("osD^vXP*<>")):
+        works = table[variant].to_numpy() > 0
+        style = {"color": colours[variant], "marker": mark, "label": variant_title(variant)}
+        own.plot(table.loc[works, variant], places[works], linestyle="", markersize=8, **style)
+    names = [f"{part}, {share:.2g} %" for part, share in shares.items()]
+    own.set_yticks(range(len(table)), [wrapped(name, 1.9, 13, TEXT) for name in names])
+    own.set(xscale="log", ylim=(len(table) - 0.5, -0.5))
+    own.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    own.set_xlabel(f"GMACs of one denoising step, as published ({preset})")
+    own.set_ylabel(f"part, and its share of {variant_title(subject)}'s work")
+    legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
     return figure
 
@@ -123,7 +131,7 @@ def macs_by_level(
         width = 0.95 * bar_step(len(ACCOUNTS))
         own.bar(place, rows[column] / 1e9, width, color=(palette or {}).get(column, colour), label=label)
     names = [f"{height} × {width}" for height, width in zip(rows["height"], rows["width"], strict=True)]
-    own.set_xticks(range(len(rows)), names)
+    name_ticks(own, range(len(rows)), names)
     rule = rows["mask_rule"].iloc[0]
     own.set(xlabel=f"map of the decoder level, pixels ({preset}, {rule})", ylabel="GMACs of one denoising step")
     own.grid(axis="x", visible=False)
@@ -233,8 +241,10 @@ def variants_together(
     for variant, places in zip(shown, bar_places(len(quantities), len(shown)), strict=True):
         mine = table.loc[variant].loc[quantities]
         own.bar(places, mine["percent_of_hae"], width, color=colours[variant], label=variant_title(variant))
-        errors = mine[["percent_q1", "percent_q3"]].sub(mine["percent_of_hae"], axis=0).abs().to_numpy(float).T
-        own.errorbar(places, mine["percent_of_hae"], yerr=errors, fmt="none", color="black", capsize=3)
+        spread = mine[["percent_q1", "percent_q3"]].sub(mine["percent_of_hae"], axis=0).abs()
+        timed = spread.gt(0).any(axis=1).to_numpy()  # a count has no spread
+        style = {"fmt": "none", "color": INK, "capsize": 3}
+        own.errorbar(places[timed], mine.loc[timed, "percent_of_hae"], spread[timed].to_numpy(float).T, **style)
         for x, (quantity, row) in zip(places, mine.iterrows(), strict=True):
             if np.isnan(row["percent_of_hae"]):
                 gaps.append(f"not measured: {quantity} of {variant_title(variant)}")
@@ -242,13 +252,21 @@ def variants_together(
                 top = np.nanmax([row["percent_of_hae"], row["percent_q3"]])
                 own.text(x, top + 1.5, f"{row['percent_of_hae']:.0f}", ha="center", fontsize=11)
     _claims(own, table, width)
-    own.set_xticks(range(len(quantities)), quantities)
+    name_ticks(own, range(len(quantities)), _quantity_names(rows, quantities))
     tallest = np.nanmax(table[["percent_of_hae", "percent_q3"]].to_numpy(float))
-    own.set(ylabel="% of HAE; lower is cheaper", ylim=(0, max(132, 1.27 * tallest)))
+    own.set(ylabel="% of HAE; lower is cheaper", ylim=(0, 1.08 * tallest))
     own.grid(axis="x", visible=False)
-    own.legend(ncols=3, loc="upper center", frameon=False)
+    legend_outside(figure, ax, "lower center", ncols=5)
     write_note(own, "\n".join(gaps))
     return figure
+
+
+def _quantity_names(rows: pd.DataFrame, quantities: Sequence[str]) -> list[str]:
+    """Quantities with the width of the model that they were taken of, where the rows say it."""
+    if "model_channels" not in rows:
+        return list(quantities)
+    widths = rows.dropna(subset=["percent_of_hae"]).groupby("quantity")["model_channels"].unique()
+    return [f"{name}\nat {listed([str(width) for width in widths.get(name, [])])} channels" for name in quantities]
 
 
 def _claims(ax: Axes, table: pd.DataFrame, width: float) -> None:
@@ -261,9 +279,7 @@ def _claims(ax: Axes, table: pd.DataFrame, width: float) -> None:
     for (variant, quantity), percent in table["claim_percent"].dropna().items():
         if variant != REFERENCE:
             x, label = places[variants.index(variant), quantities.index(quantity)], f"claimed {quantity}"
-            ends = [x - width / 2, x + width / 2]
-            new = None if label in labels else label
-            ax.plot(ends, [percent] * 2, color=CLAIM_COLOUR, linewidth=4, label=new)
+            mark_claim(ax, [x - width / 2, x + width / 2], [percent] * 2, label=None if label in labels else label)
             labels.add(label)
 
 
@@ -290,31 +306,47 @@ def _time_in_words(times: pd.DataFrame, variant: str) -> str:
     return f"it takes {times.loc[variant, 'percent_of_hae']:.0f} % of its time"
 
 
+REACH = {  # column -> factor to percent, and what it says
+    "density": (100, "pairs that the mask keeps"),
+    "own_4_percent": (1, "pixels that see their own 4 × 4 patch"),
+    "reach_1_percent": (1, "of the map that reaches a pixel in one block"),
+}
+
+
 @chart
 def density_and_reach(
     rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
 ) -> Chart:
-    """What a rule keeps, and how far it sees, against the number of tokens; `order` and `palette`: mask rules.
+    """What a rule keeps, and how far it sees: a panel a measure, a row a rule, in it a mark a map, the largest lowest.
 
-    Rows, one a rule and map: rule, n, density, own_4_percent.
+    Rows, one a rule and map: rule, n, density, own_4_percent, reach_1_percent. `order` and `palette`: mask rules.
     """
     rules = rules_in_order(rows["rule"], order)
-    largest = rows[rows["n"] == rows["n"].max()].set_index("rule")
-    subject = "document" if "document" in rules else rules[0]
-    name = "The document's mask" if subject == "document" else subject
-    figure = new_chart(
-        f"{name} keeps {100 * largest.loc[subject, 'density']:.0f} % of the pairs, and "
-        f"{largest.loc[subject, 'own_4_percent']:.0f} % of the pixels see their own 4 × 4 patch"
-    )
-    axes, styles = figure.subplots(1, 2, sharex=True), rule_styles(rules, palette)
-    panels = (("density", 100, "pairs kept, %"), ("own_4_percent", 1, "pixels that see their own 4 × 4 patch, %"))
-    for ax, (column, factor, label) in zip(axes, panels, strict=True):
-        for rule in rules:
+    figure = new_chart(_reach_title(rows, rules))
+    axes = figure.subplots(1, len(REACH), sharey=True, sharex=True)
+    styles, sizes = rule_styles(rules, palette), sorted(rows["n"].unique())
+    steps = bar_places(len(rules), len(sizes))
+    for ax, (column, (factor, label)) in zip(axes, REACH.items(), strict=True):
+        for place, rule in enumerate(rules):
             line = rows[rows["rule"] == rule].sort_values("n")
-            ax.plot(line["n"], factor * line[column], label=rule, alpha=0.9, **styles[rule])
-        ax.set(xscale="log", xlabel="tokens n", ylabel=label, ylim=(-3, 103))
-        sizes = sorted(rows["n"].unique())
-        ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=40)
-        ax.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            heights = [steps[sizes.index(n), place] for n in line["n"]]
+            ax.plot(factor * line[column], heights, label=rule, linewidth=1, **styles[rule])
+        ax.set(xlim=(-6, 106), ylim=(len(rules) - 0.5, -0.5), xticks=(0, 50, 100))
+        label = wrapped(f"{label}, %", 0.28 * figure.get_figwidth(), mpl.rcParams["axes.labelsize"], TEXT)
+        ax.set_xlabel(label)
+    points = mpl.rcParams["ytick.labelsize"]
+    axes[0].set_yticks(range(len(rules)), [broken_name(rule, 0.1 * points, points) for rule in rules])
+    caption = f"in each row from top to bottom: n = {', '.join(f'{n:,}' for n in sizes)} tokens"
+    figure.supxlabel(wrapped(caption, figure.get_figwidth(), mpl.rcParams["legend.fontsize"], TEXT), fontsize=11)
     return figure
+
+
+def _reach_title(rows: pd.DataFrame, rules: Sequence[str]) -> str:
+    """What the document's rule, or the first, keeps and reaches on the largest map."""
+    rule = "document" if "document" in rules else rules[0]
+    found = rows[rows["n"] == rows["n"].max()].set_index("rule").loc[rule]
+    whose, own = "The document" if rule == "document" else rule, found["own_4_percent"]
+    return (
+        f"{whose}'s mask keeps {100 * found['density']:.0f} % of the pairs: one block reaches "
+        f"{found['reach_1_percent']:.0f} % of the map, and {own:.0f} % of pixels see their own patch"
+    )

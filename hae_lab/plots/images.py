@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
 from hae_lab.checks import require
 from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, new_chart
+from hae_lab.plots.page import TEXT, current_style, wrapped
 
 MASK_COLOUR = PALETTE[1]  # orange: far from every grey, for colour-blind eyes too
 
@@ -36,7 +38,7 @@ def image_grid(
     rows = math.ceil(count / columns)
     _check_count("titles", titles, {count, columns})
     _check_count("row_titles", row_titles, {rows})
-    page_width, page_height = SIZE
+    page_width, page_height = current_style().canvas(SIZE)
     title_lines = 0 if not titles else rows if len(titles) == count else 1
     strip = page_width * rows * height / (columns * width) + 0.3 * title_lines + 0.6  # few rows need no whole page
     figure = new_chart(title, (page_width, min(page_height, strip)))
@@ -50,7 +52,7 @@ def image_grid(
     for ax, text in zip(axes.flat, titles or (), strict=False):
         ax.set_title(text, fontsize=13)
     for ax, text in zip(axes[:, 0], row_titles or (), strict=False):
-        ax.set_ylabel(text)
+        ax.set_ylabel(wrapped(text, 0.8 * figure.get_figheight() / rows, mpl.rcParams["axes.labelsize"], TEXT))
     if masks is not None:
         masks = np.asarray(masks, bool)
         right = (count, 1, height, width)

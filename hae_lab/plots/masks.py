@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Patch, Rectangle
 
-from hae_lab.plots.base import PALETTE, Chart, chart, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart
 
 View = dict[str, Any]  # `MaskExplorerModel.view()`
 
@@ -104,8 +104,8 @@ def _matrix(ax: Axes, cells: np.ndarray) -> None:
 
 def _legend(figure: Chart, **options: Any) -> None:
     handles = [Patch(facecolor=colour, label=text) for colour, text in LEGEND.items()]
-    options |= {"ncols": 3, "frameon": False, "handlelength": 1, "handleheight": 1, "title_fontsize": 13}
-    figure.legend(handles=handles, loc="outside lower center", **options)
+    options |= {"ncols": 3, "handlelength": 1, "handleheight": 1, "title_fontsize": 13}
+    legend_outside(figure, None, "lower center", handles=handles, **options)
 
 
 @chart
@@ -164,7 +164,7 @@ def mask_rules(views: Sequence[View], matrices: Sequence[np.ndarray], image: np.
         f"{place_name(views[0]['place']).capitalize()} sees the tokens of its own patches under "
         f"{len(views) - len(hidden)} of {len(views)} rules"
     )
-    figure = new_chart(title + (f", not under {' and '.join(hidden)}" if hidden else ""), size=TALL)
+    figure = new_chart(title + (f", not under {' and '.join(hidden)}" if hidden else ""), TALL, least=TALL[0])
     scales = list(views[0]["visible"])
     axes = figure.subplots(len(views), 2 + len(scales), squeeze=False, width_ratios=[2] + [1] * (1 + len(scales)))
     for row, view, cells in zip(axes, views, matrices, strict=True):

@@ -1,7 +1,7 @@
 """Pictures of the parameter table."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from hae_lab.plots.base import (
     has_blocks,
     legend_outside,
     listed,
+    mark_claim,
     measured,
+    name_ticks,
     new_chart,
     of_preset,
     ordered,
@@ -35,6 +37,7 @@ from hae_lab.plots.base import (
     variant_colours,
     write_note,
 )
+from hae_lab.plots.page import TEXT, current_style, wrapped
 from hae_lab.presets import DOCUMENT, variant_title
 
 BODY_COLOURS = {"encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece"}
@@ -43,6 +46,7 @@ HYBRID_COLOURS = {
     "attention": PALETTE[4], "MLP": PALETTE[1], "fusion": PALETTE[2],
 }  # fmt: skip
 OTHER_PARTS = "other parts"
+SAVED_COLOUR = PALETTE[3]
 SMALLEST, NEXT = DOCUMENT[::-1][:2]  # what the document's line of sizes is about: V2, given Lite
 SLOT_WORDS = {"regions": "shared projection", "mlp_ratio": "narrow token MLP", "fusion": "mean as fusion"}
 
@@ -68,15 +72,16 @@ def parameter_table(
     every = variant_colours(shown, palette)
     colours, presets = {variant: every[variant] for variant in shown}, whole["preset"].nunique()
     grouped_bars(own, whole, "preset", "percent_of_hae", colours)
+    beside = ax is not None or not current_style().is_narrow  # else the claims are named in the legend
     for variant, percent in claims.items():
-        own.axhline(percent, color=colours[variant], linestyle="--", linewidth=2)
         label = f"claimed\n{variant_title(variant)} {percent:.0f} %"
-        own.text(presets - 0.5, percent - 1, label, va="top", fontsize=12)
-    lines = -(-len(shown) // 4)  # of the legend, above the bars
-    top = (1.11 + 0.07 * lines) * max(100, whole["percent_of_hae"].max())
-    own.set(xlabel="preset (body of the U-Net)", ylabel="parameters, % of HAE on the same body", ylim=(0, top))
-    own.set_xlim(-0.5, presets + 0.5)
-    own.legend(ncols=4, loc="upper center", frameon=False)
+        named = {} if beside else {"label": label.replace("\n", " ")}
+        own.axhline(percent, color=colours[variant], linestyle="--", linewidth=2, **named)
+        if beside:
+            own.text(presets - 0.5, percent - 1, label, va="top", fontsize=12)
+    own.set(xlabel="preset (body of the U-Net)", ylabel="parameters, % of HAE on the same body")
+    own.set(xlim=(-0.5, presets - 0.5 + beside), ylim=(0, 1.08 * max(100, whole["percent_of_hae"].max())))
+    legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
     return figure
 
@@ -107,10 +112,7 @@ def published_counts(
     """
     shown, note = measured(rows, "published_million_params", order, expected=DOCUMENT)
     rows = rows.set_index("variant").loc[shown].reset_index()
-    percents = " / ".join(f"{percent:.0f}" for percent in rows["published_percent"])
-    models = rows["our_changes"].nunique()
-    compares = f"{count_word(models)} different models: the blocks stand elsewhere in each" if models > 1 else "one"
-    figure, own = titled_axes(f"The published {percents} % compares {compares}", ax)
+    figure, own = titled_axes(_counts_title(rows), ax)
     place, every = np.arange(len(rows)), variant_colours(shown, palette)
     colours = [every[variant] for variant in shown]
     own.bar(place - 0.2, rows["published_million_params"], 0.38, color=colours, alpha=0.45, label="published")
@@ -119,17 +121,29 @@ def published_counts(
         f"{params:,}\n{percent:.1f} %" for params, percent in zip(rows["our_params"], rows["our_percent"], strict=True)
     ]
     own.bar_label(bars, labels, fontsize=11, padding=2)
-    names = [
-        f"{variant_title(variant)}\n" + changes.replace(", ", "\n")
-        for variant, changes in zip(shown, rows["our_changes"], strict=True)
-    ]
-    own.set_xticks(place, names)
+    name_ticks(own, place, map(_name_and_changes, shown, rows["our_changes"]))
     own.set(ylabel="parameters, million", ylim=(0, 1.18 * rows["our_params"].max() / 1e6))
     own.grid(axis="x", visible=False)
     body = f"preset {listed(rows['preset'].unique())}; " if "preset" in rows else ""
-    own.legend(frameon=False, title=f"{body}pale: as published, full: counted here")
+    legend_outside(figure, ax, "lower center", ncols=2, title=f"{body}pale: as published, full: counted here")
     write_note(own, note)
     return figure
+
+
+def _counts_title(rows: pd.DataFrame) -> str:
+    """How many models the published percentages compare, and what differs between them besides the slots."""
+    percents = " / ".join(f"{percent:.0f}" for percent in rows["published_percent"])
+    changes = [dict(change.split("=", 1) for change in text.split(", ")) for text in rows["our_changes"]]
+    differ = [name for name in dict.fromkeys(chain(*changes)) if len({each.get(name) for each in changes}) > 1]
+    if not differ:
+        return f"The published {percents} % compares one"
+    models = count_word(rows["our_changes"].nunique())
+    beyond = f"differ in {listed(differ)} too, not in slots alone"
+    return f"The published {percents} % compares {models} models that {beyond}"
+
+
+def _name_and_changes(variant: str, changes: str) -> str:
+    return f"{variant_title(variant)}\n" + changes.replace(", ", "\n")
 
 
 @chart
@@ -155,7 +169,10 @@ def feasibility(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     next_title, title = variant_title(NEXT), variant_title(SMALLEST)
     own.set(xlabel=f"{next_title}, parameters in % of HAE", ylabel=f"{title}, parameters in % of HAE")
     own.set(xlim=(0, 100), ylim=(0, 100))
-    own.legend(loc="upper left", frameon=True)
+    if ax is None and current_style().is_narrow:
+        legend_outside(figure, ax, "lower center", ncols=2)
+    else:
+        own.legend(loc="upper left", frameon=True)
     return figure
 
 
@@ -187,7 +204,7 @@ def _claimed_point(ax: Axes, claim: Mapping[str, Any]) -> None:
     ax.scatter(lite, v2, marker="*", s=400, color=CLAIM_COLOUR, zorder=3, label=f"the claim: {lite:.0f} / {v2:.0f}")
     ax.plot([lite] * 2, [v2, line], ":", color=CLAIM_COLOUR, linewidth=2)
     note = f"at {short_title(NEXT)} {lite:.0f} %\n{short_title(SMALLEST)} must be {line:.1f} %"
-    ax.annotate(note, (lite, line), (lite + 2, v2 + 8))
+    ax.annotate(note.replace(" be ", " be\n") if current_style().is_narrow else note, (lite, line), (lite + 2, v2 + 8))
 
 
 @chart
@@ -208,11 +225,12 @@ def slot_waterfall(rows: pd.DataFrame, *, orders: Sequence[str] | None = None) -
         + ("the order does not matter" if same else "what a slot saves depends on the order")
     )
     top = (rows["params"] + rows["saved_params"]).max()
-    axes = figure.subplots(1, len(orders), sharey=True, squeeze=False).ravel()
+    shape = (len(orders), 1) if current_style().is_narrow else (1, len(orders))
+    axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, order in zip(axes, orders, strict=True):
         _waterfall(ax, rows[rows["order"] == order].sort_values("step"))
-        ax.set(title=order.replace(" > ", " → "), ylim=(0, 1.1 * top / 1e6))
-    axes[0].set_ylabel(f"parameters of the whole model, million ({listed(rows['preset'].unique())})")
+        ax.set(title=order.replace(" > ", " → "), ylim=(0, (1.3 if current_style().is_narrow else 1.1) * top / 1e6))
+    figure.supylabel(f"parameters of the whole model, million ({listed(rows['preset'].unique())})", fontsize=13)
     return figure
 
 
@@ -231,7 +249,7 @@ def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
         ax.bar(place, totals[place] / 1e6, color=variant_colour(variant))
         ax.text(place, totals[place] / 1e6 + 2, f"{totals[place] / 1e6:.1f}", ha="center")
     for place, (saved, left) in enumerate(zip(steps["saved_params"], steps["params"], strict=True), start=1):
-        ax.bar(place, saved / 1e6, bottom=left / 1e6, color=CLAIM_COLOUR)
+        ax.bar(place, saved / 1e6, bottom=left / 1e6, color=SAVED_COLOUR)
         ax.text(place, (left + saved) / 1e6 + 2, f"−{saved / 1e6:.1f}", ha="center")
     changes = [change.replace("=", "=\n") for change in steps["change"]]
     names = [short_title(DOCUMENT[0]), *changes, short_title(SMALLEST)]
@@ -312,13 +330,16 @@ def what_it_would_take(
         percents, changes = rows[f"{variant}_percent"], rows[f"{variant}_changes"]
         style = {"color": colours[variant], "label": variant_title(variant)}
         bars = own.barh(place + offset, percents, 0.38, **style)
-        labels = [f" {percent:.1f} %: {change}" for percent, change in zip(percents, changes, strict=True)]
-        own.bar_label(bars, labels, fontsize=10)
-    for percent in claims.values():
-        own.axvline(percent, color="grey", linestyle="--", linewidth=1, zorder=0)
+        room = 0.5 * figure.get_figwidth()  # right of the longest bar
+        changes = [wrapped(change, room, current_style().settings["legend.fontsize"], TEXT) for change in changes]
+        labels = [f"{percent:.1f} %\n{change}" for percent, change in zip(percents, changes, strict=True)]
+        own.bar_label(bars, labels, fontsize=11, padding=4)
+        for height in (place + offset)[: len(rows) * (variant in claims)]:
+            mark_claim(own, [claims[variant]] * 2, [height - 0.19, height + 0.19])
+    mark_claim(own, [], [], label="claimed")
     own.set_yticks(place, [f"set {index + 1}" for index in place])
     own.invert_yaxis()
     own.set(xlabel=f"parameters, % of HAE ({listed(rows['preset'].unique())})", xlim=(0, 135))
     own.grid(axis="y", visible=False)
-    own.legend(loc="upper right", frameon=True)
+    legend_outside(figure, ax, "lower center", ncols=3)
     return figure
