@@ -241,11 +241,19 @@ def compared(
 ) -> pd.DataFrame:
     """The tests and the verdict of each contrast, as `paired_differences` describes them; Holm over all of them."""
     found = pd.DataFrame([labels | _one_sample(differences, confidence) for labels, differences in contrasts])
-    p_holm = holm(found["p_value"])
-    found.insert([*found.columns].index("p_value") + 1, "p_holm", p_holm)
-    found = found.assign(margin_percent=float(margin_percent))
-    found = found.join(equivalence(found, alpha))
+    return judged(found.assign(margin_percent=float(margin_percent)), lower_better, alpha)
+
+
+def judged(found: pd.DataFrame, lower_better: bool, alpha: float, families: pd.Series | None = None) -> pd.DataFrame:
+    """Comparisons with p_holm, the tests of `equivalence`, detected and verdict; one family, unless told which.
+
+    Columns: mean_difference, sd_difference, n_seeds, mean_second, p_value, margin_percent.
+    """
+    groups = found["p_value"].groupby(families if families is not None else np.zeros(len(found)))
+    p_holm = groups.transform(holm)
     detected = np.where(p_holm < alpha, favoured(found["mean_difference"], lower_better), "")
+    found = found.join(equivalence(found, alpha))
+    found.insert([*found.columns].index("p_value") + 1, "p_holm", p_holm)
     return found.assign(detected=detected, verdict=verdicts(found, detected, alpha))
 
 
