@@ -31,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
         add_reproduce,
         add_train,
         add_study,
-        add_migrate,
         add_show,
         add_profile,
         add_notebooks,
@@ -122,12 +121,6 @@ def add_study(commands: Commands) -> None:
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)"
     )
     command.set_defaults(run=run_study)
-
-
-def add_migrate(commands: Commands) -> None:
-    command = commands.add_parser("migrate", help="name the runs of an older version as today's, so that none is lost")
-    command.add_argument("--store", type=Path, default=Path("runs/studies.sqlite"), metavar="PATH")
-    command.set_defaults(run=run_migrate)
 
 
 def add_show(commands: Commands) -> None:
@@ -282,13 +275,6 @@ def run_study(options: argparse.Namespace) -> None:
     needed = len(study.needed(options.store))
     missing = needed - len(rows)
     require(not missing, f"{missing} of {needed} runs of {study.name} are missing from these tables")
-
-
-def run_migrate(options: argparse.Namespace) -> None:
-    from hae_lab.study.migration import migrate
-
-    require(options.store.is_file(), f"no store at {str(options.store)!r}")
-    print(migrate(options.store))
 
 
 def run_show(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ ADOPTED: dict[str, Any] = {"status": "ok", "traceback": None, "seconds": None, "
 def with_keys(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of `Study.results`, each with the key that its run has today.
 
-    For maintainers, after a change of the code that is known to change no bit (then raise `migration.EQUIVALENT` too).
+    For maintainers, after a change of the code with which `verify` finds the rows again.
     Raises `HAELabError` for a row that is no run of the study.
     """
     keys = {_place(run): run.key for run in study.planned}

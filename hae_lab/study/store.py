@@ -202,16 +202,6 @@ class Store:
         places = ", ".join(f":{name}" for name in COLUMNS)
         self._connection.execute(f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({places})", dict(row))
 
-    def rename(self, key: str, row: Mapping[str, Any]) -> None:
-        """Write a row that had another key, unless its new key has one that is "ok"; its checkpoints come along."""
-        known = self.select([row["key"]]).get(row["key"])
-        with self._transaction():
-            if known is None or known["status"] != "ok":
-                self.put(row)
-            self._connection.execute("DELETE FROM runs WHERE key = ?", (key,))
-        if self.folder(key).is_dir() and not self.folder(row["key"]).exists():
-            self.folder(key).rename(self.folder(row["key"]))
-
 
 def is_done(row: Mapping[str, Any] | None, retry_failed: bool = False) -> bool:
     """Whether a run with this row need not be run."""
