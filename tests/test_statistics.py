@@ -63,6 +63,17 @@ def test_pairs_are_all_or_against_a_baseline():
     assert set(against["second"]) == {"lite"}
 
 
+def test_a_cell_with_a_reference_is_compared_with_that_alone():
+    rows = study_rows(("unet", "hae", "no CNN", "no mask"), seeds=4)
+    references = rows["cell"].map({"no CNN": "hae", "no mask": "no CNN"})
+    for gap in (references, references.fillna("")):
+        found = statistics.paired_differences(rows.assign(reference=gap, role="question"))
+        pairs = list(zip(found["first"], found["second"], strict=True))
+        assert pairs == [("hae", "unet"), ("no CNN", "hae"), ("no mask", "no CNN")]
+    control = rows.assign(role="question").assign(role=rows["cell"].map({"no mask": "control"}).fillna("question"))
+    assert len(statistics.paired_differences(control)) == 3  # a control is not asked about
+
+
 def test_pairing_removes_what_seeds_share():
     rows = study_rows(seeds=10, shared_sd=0.01)
     assert statistics.summary(rows)["sd"].min() > 0.005

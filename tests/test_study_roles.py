@@ -72,6 +72,11 @@ def test_blocks_and_controls_become_cells_with_roles(asked):
     ]
 
 
+def test_cells_of_the_question_may_have_a_reference():
+    study = declared([{"variant": ["hae", "v2"]}, {"reference": "hae", "cnn_branch": [False], "label": "no CNN"}])
+    assert [(cell.role, cell.reference) for cell in study.cells] == [("question", "")] * 2 + [("question", "hae")]
+
+
 def test_a_control_is_its_reference_with_one_change(asked):
     cells = {str(cell): cell.experiment for cell in asked.cells}
     narrow, hae = cells["three quarters on digits"], cells["hae on digits"]
@@ -139,7 +144,7 @@ def test_what_is_said_about_runs_does_not_rename_them():
         ({"grid": [{"label": "{variat}", "variant": ["hae", "v2"]}]}, "label '{variat}' may hold fields of its cell"),
         ({"grid": [{"label": 3, "variant": ["hae"]}]}, "label is a text, got 3"),
         ({"grid": [{"seeds": 0, "variant": ["hae"]}]}, "seeds are how many, from 1 on"),
-        ({"grid": [{"equal": "MACs", "variant": ["hae"]}]}, "needs both equal and reference, got only equal"),
+        ({"grid": [{"equal": "MACs", "variant": ["hae"]}]}, "cells at equal MACs need a reference"),
         ({"grid": [{"equal": "macs", "reference": "hae", "variant": ["hae"]}]}, "unknown equal 'macs'"),
         ({"grid": [{"equal": "time", "reference": "ha", "variant": ["hae"]}]}, "unknown reference of hae 'ha'"),
         ({"until": "settled", "seeds_cap": 4}, "unknown until 'settled'"),

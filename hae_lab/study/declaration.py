@@ -37,8 +37,9 @@ class Study:
     be trained. `trial` names what runs an experiment: a function that takes it and a folder and returns metrics.
     Mask rules, slots, data sets, metrics and trials are names in their registry, "module:name" or "file.py:name".
 
-    A block of the grid may have a `label` for its cells, which may hold fields in braces, `seeds` of its own, and
-    `equal` = "MACs", "time" or "parameters", with the cell whose they are as `reference`. `controls` are cells known
+    A block of the grid may have a `label` for its cells, which may hold fields in braces, `seeds` of its own, a
+    `reference`, the only cell that they are compared with (without it, every cell with every other), and `equal` =
+    "MACs", "time" or "parameters", which then are those of the reference. `controls` are cells known
     to be worse, by name: fields that change, of the `reference` (without it, the first cell). `margin_percent`
     is the smallest difference of interest, in percent of the second of a pair, for all metrics or as {"loss": 1, ...}.
     With `until="decided"`, `seeds_cap` seeds are the most: as many as `seeds` are added until every comparison of the

@@ -35,8 +35,8 @@ class Cell:
     """A point of the grid: its label, the value of every field that varies in the study, its experiment at seed 0.
 
     The label leaves `data` out: one model on two data sets is one label. `role` is "question", "control" or, as "equal
-    MACs", what is held equal; then `reference` is the cell that a control is worse than, or whose cost is met. `seeds`
-    are its own, if it has some.
+    MACs", what is held equal; `reference` is the cell that a control is worse than, whose cost is met, or, in the
+    question, the only one that this cell is compared with. `seeds` are its own, if it has some.
     """
 
     label: str
@@ -142,9 +142,8 @@ def _words(words: dict[str, Any]) -> dict[str, Any]:
         require(isinstance(words.get(name, ""), str), f"{name} is a text, got {words.get(name)!r}")
     if "seeds" in words:
         words["seeds"] = listed_seeds(words["seeds"])
-    together = ("equal" in words) == ("reference" in words)
-    require(together, f"a block at equal cost needs both equal and reference, got only {', '.join(words)}")
     if "equal" in words:
+        require("reference" in words, f"cells at equal {words['equal']} need a reference: the cell whose they are")
         require_name("equal", words["equal"], COSTS)
         words["role"] = EQUAL_COST + words.pop("equal")
     return words

@@ -13,10 +13,10 @@ from hae_lab.study.power import ALPHA
 from hae_lab.study.statistics import (
     Pair,
     compared,
+    declared_pairs,
     favoured,
     lower_is_better,
     pair_contrasts,
-    pairs_of,
     question,
     seed_table,
     whole_seeds,
@@ -80,7 +80,7 @@ def conclusions_by_seeds(
     """
     rows = question(rows)
     table, margin_percent = seed_table(rows, metric), margin_of(rows, metric)
-    pairs = list(pairs or pairs_of(table))
+    pairs = list(pairs or declared_pairs(rows))
     table = whole_seeds(table, list(dict.fromkeys(cell for pair in pairs for cell in pair)))
     parts = []
     for n_seeds, group, seeds in _groups(table, counts):

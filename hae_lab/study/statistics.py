@@ -36,6 +36,16 @@ def question(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["role"] == QUESTION] if "role" in rows.columns else rows
 
 
+def declared_pairs(rows: pd.DataFrame) -> list[Pair]:
+    """What is compared: every pair of cells, but a cell that has a reference with that alone."""
+    cells = rows.drop_duplicates("cell")
+    named = "reference" in rows.columns
+    references = dict(zip(cells["cell"], cells["reference"].fillna(""), strict=True)) if named else {}
+    free = [cell for cell in cells["cell"] if not references.get(cell)]
+    bound = [(cell, reference) for cell, reference in references.items() if reference and reference != cell]
+    return [(later, earlier) for earlier, later in combinations(free, 2)] + bound
+
+
 def seed_table(rows: pd.DataFrame, metric: str = "loss") -> pd.DataFrame:
     """A row a seed, a column a cell, in the order of the rows; NaN where a cell lacks a seed.
 
@@ -122,25 +132,27 @@ def paired_differences(
     confidence: float = 1 - ALPHA,
     margin_percent: float | None = None,
 ) -> pd.DataFrame:
-    """Differences first - second over the seeds that both cells have: every pair, or every cell against `baseline`.
+    """Differences first - second over the seeds that both cells have: declared pairs, or all against a `baseline`.
 
-    Of rows with a column role, the cells of the question. Columns: first, second, mean_second, n_seeds,
-    mean_difference, sd_difference, ci_low, ci_high (t interval of this pair alone), p_value (paired t test), p_holm
-    (Holm over the rows), minimum_detectable_difference (80 % power at two-sided 5 %, from the observed sd),
-    seeds_needed (80 % power at the observed mean and sd: an order of magnitude), margin_percent (the rows' own, unless
-    given, in percent of mean_second), p_equal (two one-sided t tests at that margin), equal_within_percent (the
-    smallest margin at which they pass), detected ("first better" or "second better" where p_holm is below
-    1 - confidence, which keeps zero out of the interval too; else "") and verdict, by `equivalence.verdicts`: "equal"
-    within the margin, else what is detected, else "cannot tell". A pair's "equal" is wrong with 5 % at most, and so is
-    "all pairs are equal", for which all of them must pass. Rows of a study with several looks spend 5 % over them.
+    Every pair is declared, but for cells with a reference; of rows with a column role, those of the question. Columns:
+    first, second, mean_second, n_seeds, mean_difference, sd_difference, ci_low, ci_high (t interval of this pair
+    alone), p_value (paired t test), p_holm (Holm over the rows), minimum_detectable_difference (80 % power at two-sided
+    5 %, from the observed sd), seeds_needed (80 % power at the observed mean and sd: an order of magnitude),
+    margin_percent (the rows' own, unless given, in percent of mean_second), p_equal (two one-sided t tests at that
+    margin), equal_within_percent (the smallest margin at which they pass), detected ("first better" or "second better"
+    where p_holm is below 1 - confidence, which keeps zero out of the interval too; else "") and verdict, by
+    `equivalence.verdicts`: "equal" within the margin, else what is detected, else "cannot tell". A pair's "equal" is
+    wrong with 5 % at most, and so is "all pairs are equal", for which all of them must pass. Rows of a study with
+    several looks spend 5 % over them.
     `lower_better` overrides what `diffusion.metrics` knows.
     Raises `HAELabError` for fewer than two common seeds, and as `seed_table`.
     """
     rows = question(rows)
     table = seed_table(rows, metric)
-    contrasts = pair_contrasts(table, pairs_of(table, baseline))
+    pairs = declared_pairs(rows) if baseline is None else against(table, baseline)
+    require(len(pairs) > 0, f"a comparison needs two or more cells, got {list(table.columns)}")
     return compared(
-        contrasts,
+        pair_contrasts(table, pairs),
         lower_is_better(metric, lower_better),
         confidence,
         margin_of(rows, metric) if margin_percent is None else margin_percent,
@@ -164,7 +176,7 @@ def quartile_differences(rows: pd.DataFrame, baseline: str = CONTROL, *, confide
     rows, contrasts = question(rows), []
     for metric in QUARTILES:
         table = seed_table(rows, metric)
-        for labels, differences in pair_contrasts(table, pairs_of(table, baseline)):
+        for labels, differences in pair_contrasts(table, against(table, baseline)):
             contrasts.append(({"metric": metric} | labels, differences))
     return compared(contrasts, True, confidence, margin_of(rows), alpha_of(rows, 1 - confidence))
 
@@ -207,11 +219,10 @@ def _two_levels(rows: pd.DataFrame, factor: str) -> tuple[Any, Any]:
     return tuple(levels)
 
 
-def pairs_of(table: pd.DataFrame, baseline: str | None = None) -> list[Pair]:
+def against(table: pd.DataFrame, baseline: str) -> list[Pair]:
+    """Every cell of a `seed_table` with the baseline."""
     cells = list(table.columns)
     require(len(cells) >= 2, f"a comparison needs two or more cells, got {cells}")
-    if baseline is None:
-        return [(later, earlier) for earlier, later in combinations(cells, 2)]
     require_name("baseline", baseline, cells)
     return [(cell, baseline) for cell in cells if cell != baseline]
 
