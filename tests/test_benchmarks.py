@@ -196,7 +196,6 @@ def test_speed_ups_are_paired_round_by_round(monkeypatch):
 
 
 def test_compiled_models_run_beside_eager_ones(monkeypatch):
-    monkeypatch.setattr(bench_compile, "RULES", ("document",))
     monkeypatch.setattr(bench_compile, "PRESET", "tiny")
     monkeypatch.setattr(bench_compile.torch, "compile", lambda model, fullgraph: model)
     rows = bench_compile.bench_compile(repeats=1)

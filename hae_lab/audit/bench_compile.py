@@ -14,7 +14,6 @@ from hae_lab.profilers.timing import interleaved, predict, step_inputs
 
 VARIANT, PRESET = "v2", "lesson32"
 EAGER, FROZEN, COMPILED = "eager", "frozen", "compiled"
-RULES = ("document", "document_shared")
 BATCHES = {"forward": 1, "training step": 32}  # of a sampler that makes one image, and of `Recipe`
 
 
@@ -26,13 +25,13 @@ def bench_compile(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
     """
     frames = []
     for direction, batch in BATCHES.items():
-        for rule in RULES:
-            cases, compile_s = _cases(rule, direction, batch, device)
-            rows = in_rounds(cases, EAGER, repeats, device)
-            rows["compile_s"] = rows["way"].map({COMPILED: compile_s})
-            frames.append(rows.assign(mask_rule=rule, batch=batch, **{"pass": direction}))
-    size = config(VARIANT, PRESET).image_size
-    return pd.concat(frames, ignore_index=True).assign(variant=VARIANT, map=f"{size}x{size}")
+        cases, compile_s = _cases(direction, batch, device)
+        rows = in_rounds(cases, EAGER, repeats, device)
+        rows["compile_s"] = rows["way"].map({COMPILED: compile_s})
+        frames.append(rows.assign(batch=batch, **{"pass": direction}))
+    model_config = config(VARIANT, PRESET)
+    size, rule = model_config.image_size, model_config.mask_rule
+    return pd.concat(frames, ignore_index=True).assign(variant=VARIANT, mask_rule=rule, map=f"{size}x{size}")
 
 
 def in_rounds(cases: Mapping[str, Callable[[], object]], baseline: str, repeats: int, device: str) -> pd.DataFrame:
@@ -47,9 +46,9 @@ def in_rounds(cases: Mapping[str, Callable[[], object]], baseline: str, repeats:
     return rows.assign(repeats=repeats, **rounds[0].iloc[0][["threads", "clock"]])
 
 
-def _cases(rule: str, direction: str, batch: int, device: str) -> tuple[dict[str, Callable[[], object]], float]:
+def _cases(direction: str, batch: int, device: str) -> tuple[dict[str, Callable[[], object]], float]:
     """What runs, and the seconds of the first compiled call."""
-    models = {way: build(VARIANT, PRESET, mask_rule=rule).to(device) for way in (EAGER, FROZEN, COMPILED)}
+    models = {way: build(VARIANT, PRESET).to(device) for way in (EAGER, FROZEN, COMPILED)}
     x, timesteps = step_inputs(models[EAGER].config, batch, device)
     models[FROZEN] = freeze(models[FROZEN])
     models[COMPILED] = torch.compile(freeze(models[COMPILED]), fullgraph=True)
