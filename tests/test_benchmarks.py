@@ -8,10 +8,12 @@ from torch import nn
 
 import hae_lab.presets
 from hae_lab import HAELabError, build, rules, tables
-from hae_lab.audit import baselines, benchmarks
+from hae_lab.audit import baselines, bench_compile, bench_layers, benchmarks
 from hae_lab.audit.clone import read_table
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
+from hae_lab.profilers import backward_macs, compute, layer_times
+from hae_lab.profilers.macs import total
 
 
 def test_the_baseline_loop_keeps_what_the_document_says():
@@ -169,10 +171,66 @@ def test_committed_rows_have_the_columns_of_the_benchmark(what):
     rows = read_table(f"bench_{what}_cpu")
     assert list(rows.columns) == [name for name in benchmarks.COLUMNS if name in rows.columns]
     assert not rows[[name for name in rows.columns if name != "way"]].isna().all().any()
-    keys = [name for name in ("variant", "part", "way", "pass", "map", "device_name") if name in rows.columns]
-    assert not rows.duplicated(keys).any()
-    assert (rows["ms_q1"] <= rows["ms_median"]).all()
-    assert (rows["ms_median"] <= rows["ms_q3"]).all()
+    keys = ("variant", "part", "mask_rule", "way", "pass", "map", "path", "kind", "device_name")
+    assert not rows.duplicated([name for name in keys if name in rows.columns]).any()
+    for names in (("ms_q1", "ms_median", "ms_q3"), ("speed_up_q1", "speed_up", "speed_up_q3")):
+        if set(names) <= set(rows.columns):
+            assert (rows[names[0]] <= rows[names[1]]).all()
+            assert (rows[names[1]] <= rows[names[2]]).all()
+
+
+def test_speed_ups_are_paired_round_by_round(monkeypatch):
+    """By a clock that slows down: medians of times alone would say something else."""
+    rounds = iter([(10.0, 5.0), (20.0, 5.0), (90.0, 60.0)])
+
+    def interleaved(cases, repeats, warmup, device) -> pd.DataFrame:
+        assert (list(cases), repeats) == (["eager", "compiled"], 1)
+        return pd.DataFrame({"case": list(cases), "ms_median": next(rounds), "threads": 1, "clock": "CPU time"})
+
+    monkeypatch.setattr(bench_compile, "interleaved", interleaved)
+    rows = bench_compile.in_rounds({"eager": None, "compiled": None}, "eager", 3, "cpu").set_index("way")
+    assert rows.loc["eager", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.0, 1.0, 1.0]
+    assert rows.loc["compiled", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.75, 2.0, 3.0]
+    assert rows.loc["compiled", ["ms_q1", "ms_median", "ms_q3"]].tolist() == [5.0, 5.0, 32.5]
+    assert (rows["clock"] == "CPU time").all()
+
+
+def test_compiled_models_run_beside_eager_ones(monkeypatch):
+    monkeypatch.setattr(bench_compile, "PRESET", "tiny")
+    monkeypatch.setattr(bench_compile.torch, "compile", lambda model, fullgraph: model)
+    rows = bench_compile.bench_compile(repeats=1)
+    assert rows.groupby("pass")["way"].agg(list).to_dict() == {
+        "forward": ["eager", "frozen", "compiled"], "training step": ["eager", "frozen", "compiled"]
+    }  # fmt: skip
+    assert rows["compile_s"].notna().tolist() == [False, False, True] * 2
+    assert set(rows["map"]) == {"16x16"}
+
+
+def test_layers_are_measured_with_gradients_and_without(monkeypatch):
+    monkeypatch.setattr(bench_layers, "PRESET", "tiny")
+    monkeypatch.setattr(bench_layers, "CHANNELS", 16)
+    monkeypatch.setattr(layer_times, "machine_limits", lambda device: (100.0, 10.0))
+    rows = bench_layers.bench_layers(repeats=1)
+    model_config = hae_lab.config("v2", "tiny", mask_rule="document")
+    sums = rows[rows["mask_rule"] == "document"].groupby("pass")[["macs", "share_percent", "backward_ms"]].sum()
+    assert sums.loc["forward", "macs"] == total(compute(model_config))["macs_run"]
+    assert sums.loc["forward", "backward_ms"] == 0
+    step = backward_macs(model_config)
+    assert sums.loc["forward + backward", "macs"] == step["macs_step"].sum()
+    assert sums["share_percent"].tolist() == pytest.approx([100, 100])
+
+
+def test_small_layers_are_summed_up():
+    parts = [("a", "convolution", 10, 99.9), ("b", "norm", 0, 0.04), ("c", "norm", 0, 0.03), ("d", "norm", 0, 0.05)]
+    rows = pd.DataFrame(parts, columns=["path", "kind", "macs", "share_percent"]).assign(module="x", step_ms=7.0)
+    for column in ("calls", "forward_ms", "backward_ms", "ms", "bytes_moved"):
+        rows[column] = 1
+    rows["flops_per_byte"] = rows["gflops_per_second"] = 2.0 * rows["macs"]
+    found = bench_layers.without_small(rows)
+    assert found["path"].tolist() == ["a", "d", "(others)"]
+    others = found.iloc[2]
+    assert (others["kind"], others["calls"], others["ms"], others["step_ms"]) == ("norm", 2, 2, 7.0)
+    assert found["share_percent"].sum() == pytest.approx(rows["share_percent"].sum())
 
 
 @pytest.mark.parametrize(

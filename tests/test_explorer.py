@@ -4,12 +4,17 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from parity_data import sample_inputs, with_parity_weights
 
-from hae_lab import HAELabError, rules
+from hae_lab import HAELabError, build, rules
 from hae_lab.explorer import MaskExplorerModel, explore
 from hae_lab.explorer.model import covering, nearest, place_of, scales, shape, token_at
 from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.models import MSTB
 from hae_lab.plots import masks as pictures
+from hae_lab.plots.weights import weight_colours
+from hae_lab.profilers.attention_maps import block_attention
 from hae_lab.profilers.reach import visibility
 
 RULES = list(rules.RULES)
@@ -535,3 +540,85 @@ def test_an_image_lies_beneath_the_grids():
 
 def test_the_picker_brings_its_script():
     assert "export default { render }" in str(explore(side=4).picker._esm)
+
+
+# weights of a trained block
+
+
+@pytest.fixture(scope="module")
+def attention():
+    model = with_parity_weights(build("hae", "tiny"))
+    path = next(name for name, module in model.named_modules() if isinstance(module, MSTB))
+    return block_attention(model, sample_inputs(model.config), path)
+
+
+def test_the_explorer_starts_with_the_block_s_own_mask(attention):
+    model = MaskExplorerModel(attention=attention)
+    assert (model.choice.rule, model.choice.side, model.choice.sparsity) == ("document", 8, 0.9)
+    assert model.mask is attention.mask
+    assert model.weights() is None  # no head is chosen
+
+
+def test_weights_are_those_of_the_chosen_head_query_and_mask(attention):
+    model = MaskExplorerModel(attention=attention, query=21)
+    for head, rule in ((0, "document"), (3, "document"), (3, "dense")):
+        model.set(rule=rule)
+        model.show_head(head)
+        weights = model.weights()
+        q, kv = attention.block.multihead_attn._project(attention.tokens, 64, (0, model.grid.n))
+        part = slice(head * (q.shape[-1] // 8), (head + 1) * (q.shape[-1] // 8))
+        scores = kv[0, :, part] @ q[0, 21, part] / (q.shape[-1] // 8) ** 0.5
+        by_hand = scores.masked_fill(torch.from_numpy(model.mask.blocked()[21]), -torch.inf).softmax(0).detach()
+        assert np.allclose(np.concatenate([weights[p].ravel() for p in (1, 4, 8)]), by_hand, atol=1e-5)
+        assert all((weights[p][~seen] == 0).all() for p, seen in model.visible().items())
+
+
+def test_weights_exist_for_pixels_of_the_block_s_map_alone(attention):
+    model = MaskExplorerModel(attention=attention)
+    model.show_head(1)
+    assert model.weights() is not None
+    model.switch_grid()
+    assert model.weights() is None
+    model.switch_grid(-1)
+    model.set(side=16)
+    assert (model.weights(), model.has_weights, model.head) == (None, False, 1)
+    model.set(side=8)
+    assert model.weights() is not None
+
+
+@pytest.mark.parametrize("head", [8, -1, 1.0, True])
+def test_a_head_that_is_not_there_is_refused(attention, head):
+    model = MaskExplorerModel(attention=attention)
+    with pytest.raises(HAELabError, match=r"the head is None \(the mask\) or a number from 0 to 7"):
+        model.show_head(head)
+    with pytest.raises(HAELabError, match="or nothing else without attention=, got 0"):
+        MaskExplorerModel(side=8).show_head(0)
+
+
+def test_choosing_a_head_draws_its_weights(attention):
+    explorer, plain = explore(attention=attention, image=np.zeros((8, 8))), explore(side=8)
+    assert "head" not in plain.controls
+    before = explorer.picker.colours
+    explorer.controls["head"].label = "head 3"
+    weights = explorer.model.weights()
+    colours = weight_colours(weights, np.zeros((8, 8)))
+    assert explorer.picker.colours == b"".join(colours[p].tobytes() for p in (1, 4, 8)) != before
+    assert f"{100 * weights[1].sum():.1f} %" in explorer.numbers.value
+    assert "head 3 most of all on" in explorer.numbers.value
+    explorer.picker._handle_custom_msg({"pick": 3}, [])
+    assert explorer.picker.colours != before
+    explorer.controls["side"].value = 16
+    assert explorer.controls["head"].disabled
+    explorer.controls["side"].value = 8
+    explorer.controls["head"].label = "none: the mask"
+    assert "head 3" not in explorer.numbers.value
+
+
+def test_the_brightest_colour_is_the_largest_weight():
+    weights = {1: np.zeros((4, 4)), 4: np.full((1, 1), 0.25)}
+    weights[1][2, 1] = 0.5
+    colours = weight_colours(weights)
+    assert np.unravel_index(colours[1].sum(axis=2).argmax(), (4, 4)) == (2, 1)
+    assert (colours[1].sum(axis=2) > 0).sum() == 1  # on black, what has no weight stays black
+    assert np.array_equal(colours[4][0, 0], colours[1][2, 1])
+    assert (weight_colours(weights, np.ones((4, 4)))[1].reshape(-1, 3) == 255).all(axis=1).sum() == 15

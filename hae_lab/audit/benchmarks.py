@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, multihead_attention, the_documents_way
+from hae_lab.audit.bench_compile import bench_compile
+from hae_lab.audit.bench_layers import bench_layers
 from hae_lab.checks import require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
@@ -35,9 +37,11 @@ MODEL_CHANNELS = 64  # of the models that are timed: half of the preset, so that
 BARE_LOOP, OUR_LOOP = "bare loop", "hae_lab"
 MASK_LOOP, MASK_INDEX = "document's row loop", "index form"
 COLUMNS = (
-    "variant", "part", "way", "pass", "map", "n", "channels", "heads", "ms_median", "ms_q1", "ms_q3", "speed_up",
-    "speed_up_sdpa", "limit", "peak_bytes", "repeats", "threads", "clock", "device", "device_name", "system", "python",
-    "torch", "numpy",
+    "variant", "part", "mask_rule", "way", "pass", "map", "batch", "n", "channels", "heads", "path", "module", "kind",
+    "calls", "forward_ms", "backward_ms", "ms", "share_percent", "macs", "bytes_moved", "flops_per_byte",
+    "gflops_per_second", "peak_gflops_per_second", "gbytes_per_second", "step_ms", "overhead_percent", "ms_median",
+    "ms_q1", "ms_q3", "speed_up", "speed_up_q1", "speed_up_q3", "compile_s", "speed_up_sdpa", "limit", "peak_bytes",
+    "repeats", "threads", "clock", "device", "device_name", "system", "python", "torch", "numpy",
 )  # fmt: skip
 
 Case = Callable[[], object]
@@ -149,6 +153,8 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "attention": bench_attention,
     "model": bench_model,
     "training": bench_training,
+    "layers": bench_layers,
+    "compile": bench_compile,
 }
 
 

@@ -83,8 +83,9 @@ def draw_learning_curves(curves: pd.DataFrame, training: pd.DataFrame) -> plots.
 
 
 def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
-    """The layers of V2 on one computer."""
-    return plots.roofline(of_one_computer(rows[rows["variant"] == "v2"]))
+    """The layers of a denoising step of V2 under the document's rule, on one computer."""
+    step = rows[(rows["pass"] == "forward") & (rows["mask_rule"] == "document")]
+    return plots.roofline(of_one_computer(step))
 
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:

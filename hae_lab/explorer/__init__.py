@@ -13,8 +13,10 @@ __all__ = ["MaskExplorerModel", "explore"]
 def explore(**options: Any) -> "MaskExplorer":
     """The explorer as a widget for JupyterLab: sliders, three grids to click on, and the numbers of the chosen query.
 
-    Takes the options of `MaskExplorerModel` (rule, side, sparsity, seed, query, patch_sizes), and `image`, a 2-D array
-    in [-1, 1] that is drawn beneath the grids. Raises `HAELabError` for values that no mask could have.
+    Takes the options of `MaskExplorerModel` (rule, side, sparsity, seed, query, patch_sizes, attention), and `image`, a
+    2-D array in [-1, 1] that is drawn beneath the grids. With `attention=block_attention(model, inputs, path)`, of
+    `hae_lab.profilers.attention_maps`, a further list chooses a head, whose weights are drawn on the image.
+    Raises `HAELabError` for values that no mask could have.
     """
     from hae_lab.explorer.widgets import MaskExplorer  # ipywidgets and anywidget load here
 

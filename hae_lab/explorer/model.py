@@ -10,6 +10,7 @@ import numpy as np
 from hae_lab import rules
 from hae_lab.checks import require, require_name
 from hae_lab.masks import SparseMask, TokenGrid
+from hae_lab.profilers.attention_maps import BlockAttention
 from hae_lab.profilers.reach import NEIGHBOURHOOD, carried_pixels
 
 LARGEST_SIDE = 128  # 17,664 tokens: a mask of 30 MB
@@ -106,12 +107,16 @@ class MaskExplorerModel:
     that exists, unless it is named. Where a rule gives head groups masks of their own, all groups are shown together
     (a key is seen if any of them sees it) until `show_group` chooses one.
 
+    `attention`, of `profilers.attention_maps.block_attention`, brings the weights of a trained block: `show_head`
+    chooses one of its heads. They exist for pixels on the block's own map, which is the map at the start.
+
     Raises `HAELabError` for a value that no mask could have.
     """
 
-    def __init__(self, *, query: int | None = None, **choice: Any) -> None:
+    def __init__(self, *, query: int | None = None, attention: BlockAttention | None = None, **choice: Any) -> None:
         self.group: int | None = None
-        self._use(_changed(Choice(), choice))
+        self.attention, self.head = attention, None
+        self._use(_changed(Choice() if attention is None else _choice_of(attention), choice))
         self.query = token_at(self.grid, nearest(self.grid, FIRST_QUERY))
         if query is not None:
             self.pick(query)
@@ -166,6 +171,29 @@ class MaskExplorerModel:
         fits = group is None or (_is_whole(group) and 0 <= group < self.mask.groups)
         require(fits, f"the head group is None (all) or a number from 0 to {self.mask.groups - 1}, got {group!r}")
         self.group = group
+
+    def show_head(self, head: int | None) -> None:
+        """Look at the attention weights of one head of the trained block, or at the mask (None)."""
+        heads = 0 if self.attention is None else self.attention.heads
+        fits = head is None or (_is_whole(head) and 0 <= head < heads)
+        known = f"a number from 0 to {heads - 1}" if heads else "nothing else without attention="
+        require(fits, f"the head is None (the mask) or {known}, got {head!r}")
+        self.head = head
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the trained block has weights on this map."""
+        return self.attention is not None and self.attention.grid == self.grid
+
+    def weights(self) -> dict[int, np.ndarray] | None:
+        """How much the chosen head of the query attends to each token under this mask: patch size -> (rows, columns).
+
+        They sum to 1. None where no head is chosen, on another map than the block's, and for a regional query, which
+        no block computes.
+        """
+        if self.attention is None or self.head is None or not self.has_weights or self.place.patch_size > 1:
+            return None
+        return maps(self.grid, self.attention.maps(self.query, self.mask).weights[self.head])
 
     @property
     def groups(self) -> list[int]:
@@ -222,6 +250,8 @@ class MaskExplorerModel:
             "own": {p: tuple(covering(self.place, p)) for p in scales(self.grid)},
             "visible": self.visible(),
             "reached": self.reached(),
+            "head": self.head,
+            "weights": self.weights(),
             **self.numbers(),
         }
 
@@ -254,6 +284,15 @@ def neighbourhood(pixels: np.ndarray, place: Place, side: int = NEIGHBOURHOOD) -
 def meaning(rule: str) -> str:
     """The first line of what a rule says of itself."""
     return (inspect.getdoc(rules.RULES[rule]) or "").split("\n")[0].replace("`", "")
+
+
+def _choice_of(attention: BlockAttention) -> Choice:
+    """The mask that a trained block has."""
+    grid, block = attention.grid, attention.block
+    side = grid.height if grid.height == grid.width else (grid.height, grid.width)
+    return Choice(
+        rule=block.mask_rule, side=side, sparsity=block.sparsity, seed=block.mask_seed, patch_sizes=grid.patch_sizes
+    )
 
 
 def _changed(choice: Choice, changes: dict[str, Any]) -> Choice:

@@ -14,11 +14,12 @@ from hae_lab import rules
 from hae_lab.checks import HAELabError, require
 from hae_lab.explorer.model import MaskExplorerModel, maps
 from hae_lab.plots import masks as pictures
+from hae_lab.plots.weights import weight_colours
 from hae_lab.profilers.reach import NEIGHBOURHOOD
 
 SIDES = (4, 8, 16, 32, 64)  # maps that the levels of a U-Net have
 LAST_SEED = 20
-ALL_GROUPS = -1  # a dropdown shows nothing for None
+ALL_GROUPS = NO_HEAD = -1  # a dropdown shows nothing for None
 HINT = "Click on a cell, or click and use the arrow keys; Page Up and Page Down change the grid."
 
 Action = Callable[[MaskExplorerModel, Any], None]
@@ -62,7 +63,8 @@ class MaskExplorer(ipywidgets.VBox):
         self._showing = True  # what changes now is not the reader's doing
         update_controls(self.controls, self.model)
         self._showing = False
-        colours = pictures.token_colours(view, self.image)
+        weights = view["weights"]
+        colours = pictures.token_colours(view, self.image) if weights is None else weight_colours(weights, self.image)
         with self.picker.hold_sync():
             self.picker.grids = grids(self.model)
             self.picker.colours = b"".join(colours[p].tobytes() for p in colours)
@@ -92,6 +94,7 @@ class MaskExplorer(ipywidgets.VBox):
 CONTROL_ACTIONS: dict[str, Action] = {
     "query": MaskExplorerModel.pick,
     "group": lambda model, group: model.show_group(None if group == ALL_GROUPS else group),
+    "head": lambda model, head: model.show_head(None if head == NO_HEAD else head),
 }
 MESSAGE_ACTIONS: dict[str, Action] = {
     "pick": MaskExplorerModel.pick,
@@ -113,6 +116,9 @@ def make_controls(model: MaskExplorerModel) -> dict[str, ipywidgets.Widget]:
     own = model.choice
     sides = sorted({*SIDES, own.side}, key=lambda side: side if isinstance(side, tuple) else (side, side))
     options = {"style": {"description_width": "5.5em"}, "layout": {"width": "20em", "margin": "2px 8px 2px 0"}}
+    heads = 0 if model.attention is None else model.attention.heads
+    weights = [("none: the mask", NO_HEAD), *((f"head {head + 1}", head) for head in range(heads))]
+    only_with_weights = {"head": ipywidgets.Dropdown(options=weights, description="weights", **options)}
     return {
         "rule": ipywidgets.Dropdown(options=list(rules.RULES), value=own.rule, description="rule", **options),
         "group": ipywidgets.Dropdown(options=[("all", ALL_GROUPS)], description="heads", **options),
@@ -122,6 +128,7 @@ def make_controls(model: MaskExplorerModel) -> dict[str, ipywidgets.Widget]:
         "sparsity": ipywidgets.FloatSlider(own.sparsity, min=0, max=0.99, step=0.01, description="sparsity", **options),
         "seed": ipywidgets.IntSlider(own.seed, min=0, max=max(LAST_SEED, own.seed), description="seed", **options),
         "query": ipywidgets.IntSlider(model.query, min=0, max=model.grid.n - 1, description="query", **options),
+        **(only_with_weights if heads else {}),
     }
 
 
@@ -142,11 +149,15 @@ def update_controls(controls: dict[str, ipywidgets.Widget], model: MaskExplorerM
         controls["group"].options = options
     controls["group"].value = ALL_GROUPS if model.group is None else model.group
     controls["group"].disabled = groups == 1
+    if "head" in controls:
+        controls["head"].value = NO_HEAD if model.head is None else model.head
+        controls["head"].disabled = not model.has_weights
 
 
 def arranged(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Box:
-    columns = [("rule", "group"), ("side", "query"), ("sparsity", "seed")]
-    boxes = [ipywidgets.VBox([controls[name] for name in names]) for names in columns]
+    columns = [("rule", "group"), ("side", "query"), ("sparsity", "seed"), ("head",)]
+    boxes = [ipywidgets.VBox([controls[name] for name in names if name in controls]) for names in columns]
+    boxes = [box for box in boxes if box.children]
     return ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap"})
 
 
@@ -171,8 +182,11 @@ def numbers_html(view: dict[str, Any], error: str = "") -> str:
         "reach, 1 block": f"{view['reach_1_percent']:.1f} %",
         "reach, 2 blocks": f"{view['reach_2_percent']:.1f} %",
         "density of the mask": f"{view['density_percent']:.1f} %",
+        **({} if view["weights"] is None else weight_numbers(view)),
     }
     notes = [error] if error else []
+    if view["weights"] is not None:
+        notes.append("Colours: this head's weights, the brightest where it looks most, each grid by its own largest.")
     if view["place"][0] > 1:
         notes.append("The block throws away what regional queries compute: this row of the mask has no effect.")
     lines = [
@@ -182,6 +196,18 @@ def numbers_html(view: dict[str, Any], error: str = "") -> str:
     table = f"<table style='white-space: nowrap'>{''.join(lines)}</table>"
     text = "".join(f"<p style='line-height: 1.3; margin-top: 0.5em'>{html.escape(note)}</p>" for note in notes)
     return f"<div style='font-size: 15px; line-height: 1.9; margin-top: 20px'>{table}{text}</div>"
+
+
+def weight_numbers(view: dict[str, Any]) -> dict[str, str]:
+    """Where the chosen head looks: its share of each scale, and the token with most of it."""
+    shares = {p: 100 * float(scale.sum()) for p, scale in view["weights"].items()}
+    p, scale = max(view["weights"].items(), key=lambda item: item[1].max())
+    row, column = np.unravel_index(int(scale.argmax()), scale.shape)
+    head, most = f"head {view['head'] + 1}", pictures.place_name((p, int(row), int(column)))
+    return {
+        **{f"{head} on {pictures.grid_name(size)}s": f"{share:.1f} %" for size, share in shares.items()},
+        f"{head} most of all on": f"{most}: {100 * float(scale.max()):.1f} %",
+    }
 
 
 def legend_html() -> str:

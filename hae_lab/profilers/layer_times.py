@@ -3,7 +3,7 @@
 Every module's own time is measured in one step: a clock is switched when a call of a module begins or ends, and when a
 node of the autograd graph does, which belongs to the call that made it. What the switching costs is measured too, on
 the same step without it, round by round. Beside each time stand the work and the bytes of `profilers.steps`, and the
-speed of this machine in products of matrices and in copies, measured in the same run by the same clock.
+speed of this machine in products of matrices, convolutions and copies, measured in the same run by the same clock.
 """
 
 import time
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hae_lab.checks import require, require_whole
@@ -48,6 +49,7 @@ KINDS: dict[str, Classes] = {
     "resampling": _RESAMPLING,
 }  # fmt: skip
 MATRIX_SIDES = (256, 512, 1024)
+CONVOLUTIONS = ((128, 64), (256, 64))  # channels, side of the map
 COPIED_BYTES = 64 * 2**20
 
 
@@ -102,18 +104,30 @@ def time_by_layer(
 
 
 def machine_limits(device: str = "cpu", repeats: int = 5) -> tuple[float, float]:
-    """GFLOP/s of the best product of two square matrices, GB/s of the better of copy and triad; single precision."""
+    """GFLOP/s of the fastest of some products of matrices and 3 x 3 convolutions, GB/s of the better of copy and triad.
+
+    In single precision. Both kinds of work, for their libraries may differ by a factor of two on one CPU.
+    """
     clock = _clock(device)
-    gflops = max(2 * side**3 / _best(clock, repeats, _product(side, device)) for side in MATRIX_SIDES)
+    products = [2 * side**3 / _best(clock, repeats, _product(side, device)) for side in MATRIX_SIDES]
+    convolutions = [
+        2 * 9 * (channels * side) ** 2 / _best(clock, repeats, _convolution(channels, side, device))
+        for channels, side in CONVOLUTIONS
+    ]
     a, b, c = (torch.ones(COPIED_BYTES // 4, device=device) for _ in range(3))
     copied = 2 * COPIED_BYTES / _best(clock, repeats, lambda: c.copy_(a))
     triad = 3 * COPIED_BYTES / _best(clock, repeats, lambda: torch.add(a, b, alpha=2.0, out=c))
-    return gflops / 1e9, max(copied, triad) / 1e9
+    return max(products + convolutions) / 1e9, max(copied, triad) / 1e9
 
 
 def _product(side: int, device: str) -> Callable[[], Tensor]:
     matrix = torch.ones(side, side, device=device)
     return lambda: matrix @ matrix
+
+
+def _convolution(channels: int, side: int, device: str) -> Callable[[], Tensor]:
+    x, weight = torch.ones(1, channels, side, side, device=device), torch.ones(channels, channels, 3, 3, device=device)
+    return lambda: F.conv2d(x, weight, padding=1)
 
 
 def time_by_kind(frame: pd.DataFrame) -> pd.DataFrame:
