@@ -9,7 +9,7 @@ import pandas as pd
 from hae_lab.audit import clone
 from hae_lab.audit.clone import read_table
 
-CURVES = ("variants", "digits")  # studies whose learning curves are kept
+CURVES = ("variants", "digits", "twins")  # studies whose learning curves are kept
 
 
 def _table(name: str) -> cached_property[pd.DataFrame]:

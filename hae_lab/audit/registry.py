@@ -11,7 +11,7 @@ from functools import partial
 import pandas as pd
 
 from hae_lab import plots
-from hae_lab.audit import claims, compute_tables, parameter_tables, profile_tables, quality_tables
+from hae_lab.audit import claims, compute_tables, gain_tables, parameter_tables, profile_tables, quality_tables
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
 from hae_lab.explorer import MaskExplorerModel
@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "training_memory": profile_tables.training_memory_rows,
     "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
     "quality_differences": lambda: quality_tables.quality_differences(Measured()),
+    "gain_shares": lambda: gain_tables.gain_shares(Measured()),
     "quality_controls": lambda: quality_tables.quality_controls(Measured()),
     "quality_order": lambda: quality_tables.quality_order(Measured()),
     "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
@@ -86,6 +87,11 @@ def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
     """The layers of a denoising step of V2 under the document's rule, on one computer."""
     step = rows[(rows["pass"] == "forward") & (rows["mask_rule"] == "document")]
     return plots.roofline(of_one_computer(step))
+
+
+def draw_gain_shares(rows: pd.DataFrame) -> plots.Chart:
+    """The shares of the study of twins."""
+    return plots.gain_shares(rows[rows["study"] == "twins"])
 
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
@@ -119,6 +125,7 @@ FIGURES: dict[str, FigureSource] = {
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
+    "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
     "learning_curves": FigureSource(draw_learning_curves, ("study_variants_curves", "bench_training_cpu")),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),

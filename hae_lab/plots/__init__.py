@@ -5,6 +5,7 @@ from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import Chart, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
+from hae_lab.plots.gains import gain_shares
 from hae_lab.plots.images import image_grid
 from hae_lab.plots.masks import mask_rules, visible_keys
 from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
@@ -39,6 +40,7 @@ __all__ = [
     "dose",
     "feasibility",
     "forest",
+    "gain_shares",
     "hybrid_blocks",
     "image_grid",
     "learning_curves",
