@@ -43,7 +43,9 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "feasibility": parameter_tables.feasibility,
     "slot_waterfall": parameter_tables.slot_waterfall,
     "impossibility": parameter_tables.impossibility,
+    "slopes": parameter_tables.slopes,
     "what_it_would_take": parameter_tables.what_it_would_take,
+    "one_change_less": parameter_tables.one_change_less,
     "architecture": anatomy.unet_table,
     "hybrid_blocks": partial(anatomy.hybrid_family, level=2),  # the 32 x 32 map
     "macs_by_part": compute_tables.part_rows,
