@@ -228,8 +228,7 @@ def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:
     if len(earlier) == 0:
         return ""
     fallen = 100 * (1 - means.loc[step] / means.loc[earlier.max()])
-    span_ = f"{fallen.min():.1f} to {fallen.max():.1f} %"
-    return f"since step {earlier.max():g} it fell by {span_}"
+    return f"since step {earlier.max():g} it fell by {fallen.min():.1f} to {fallen.max():.1f} %"
 
 
 def _last_common_step(rows: pd.DataFrame) -> float:
