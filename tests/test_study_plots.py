@@ -125,7 +125,7 @@ def test_forest_says_how_far_apart_equal_cells_may_be():
     rows = study_rows(("hae", "v2"), gaps={})
     found = statistics.paired_differences(rows).iloc[0]
     (text,) = plots.forest(rows).axes[0].texts
-    assert text.get_text() == f"equal within 2 %\nsurely ≤ {found['equal_within_percent']:.2g} %"
+    assert text.get_text() == f"equal within 2 %\napart ≤ {found['equal_within_percent']:.2g} %"
 
 
 def test_forest_shows_controls_last_and_the_margin_as_a_band():
