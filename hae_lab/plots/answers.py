@@ -31,7 +31,7 @@ OPEN_MARK = PALETTE[7]
 
 @chart
 def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mapping[str, str] | None = None) -> Chart:
-    """Every comparison of the variants: a panel for what is held equal, a row for data and pair, in the winner's colour.
+    """Every comparison of the variants: a panel for what is held equal, a row for data and pair.
 
     Rows: study, data, equal, metric, controls, and the columns of `statistics.paired_differences`.
     """
