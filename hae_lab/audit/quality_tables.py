@@ -9,13 +9,10 @@ import pandas as pd
 
 from hae_lab.audit.benchmarks import OUR_LOOP
 from hae_lab.audit.measured import Measured, of_one_computer
-from hae_lab.diffusion.bounds import loss_bounds
 from hae_lab.diffusion.data import phantoms
-from hae_lab.diffusion.patterns import PATTERNS
 from hae_lab.diffusion.quality import real_floor
 from hae_lab.presets import DOCUMENT, SLOTS, VARIANTS
 from hae_lab.study import comparisons, orders, statistics
-from hae_lab.study.grid import QUESTION
 from hae_lab.study.tables import metric_columns
 
 SAMPLES = 256  # that the study of samples draws
@@ -88,38 +85,6 @@ def quality_order(measured: Measured) -> pd.DataFrame:
                 labels["controls"] = comparisons.controls_found(rows, family.data)
                 frames.append(pd.concat([pd.DataFrame([labels]), tested, single], axis=1))
     return pd.concat(frames, ignore_index=True)
-
-
-def gain_shares(measured: Measured) -> pd.DataFrame:
-    """The share of the possible gain that each cell takes, on data whose least loss is known.
-
-    Columns: study, data, cell, role, loss_alone and loss_least (the bounds), n_seeds, share, sd, ci_low, ci_high.
-    """
-    columns = [
-        "study",
-        "data",
-        "cell",
-        "role",
-        "loss_alone",
-        "loss_least",
-        "n_seeds",
-        "share",
-        "sd",
-        "ci_low",
-        "ci_high",
-    ]
-    parts = [pd.DataFrame(columns=columns)]
-    for name, rows in measured.studies.items():
-        for data, here in rows[rows["data"].isin(list(PATTERNS))].groupby("data", sort=False):
-            bounds = loss_bounds(str(data))
-            shares = statistics.summary(here.assign(share=bounds.gain_share(here["loss"])), "share")
-            cells = here.drop_duplicates("cell").set_index("cell")
-            roles = shares["cell"].map(cells["role"]) if "role" in cells else QUESTION
-            labels = {"study": name, "data": data, "role": roles}
-            losses = {"loss_alone": bounds.own["loss"], "loss_least": bounds.shared["loss"]}
-            parts.append(shares.rename(columns={"mean": "share"}).assign(**labels, **losses)[columns])
-    filled = [part for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True) if filled else parts[0]
 
 
 def slot_effects(slots: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
 
 from hae_lab.plots.ablations import dose, slot_ladder
-from hae_lab.plots.answers import gain_shares, quality_verdicts
+from hae_lab.plots.answers import quality_verdicts
 from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import Chart, variant_colour
@@ -41,7 +41,6 @@ __all__ = [
     "dose",
     "feasibility",
     "forest",
-    "gain_shares",
     "hybrid_blocks",
     "image_grid",
     "learning_curves",

@@ -1,18 +1,13 @@
-"""Pictures of what all studies say together: every comparison of the variants, and shares of a known optimum."""
+"""The picture of what all studies say together: every comparison of the variants."""
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart, titled_axes
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart
 from hae_lab.plots.verdicts import (
-    KNOWN_WORSE,
-    MEAN,
     Row,
     cell_name,
     cell_styles,
@@ -113,37 +108,3 @@ def _hybrids(rows: pd.DataFrame) -> str:
     counts = {"better": better, "worse": worse, EQUAL: int((rows["verdict"] == EQUAL).sum())}
     counts["open"] = len(rows) - sum(counts.values())
     return ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
-
-
-@chart
-def gain_shares(rows: pd.DataFrame, *, data: str | None = None, ax: Axes | None = None) -> Figure:
-    """Which share of the possible gain each cell takes, from seeing each place alone (0) to the optimum (1).
-
-    Rows: study, data, cell, role, n_seeds, share, ci_low, ci_high; `data` chooses one data set, by default the first.
-    """
-    statistics.require_columns(rows, "data", "cell", "role", "share", "ci_low", "ci_high")
-    require(len(rows) > 0, "no study of a data set with a known optimum")
-    data = rows["data"].iloc[0] if data is None else data
-    rows = rows[(rows["data"] == data) & rows["role"].isin(["question", "control"])]
-    require(len(rows) > 0, f"no share of the gain on {data!r}")
-    rows = rows.sort_values("share", ascending=False, kind="stable")
-    figure, own = titled_axes(_shares_title(rows, data), ax)
-    colours = cell_styles(rows["cell"])
-    for place, row in enumerate(rows.to_dict("records")):
-        known = KNOWN_WORSE if row["role"] == "control" else colours[row["cell"]]["color"]
-        colour = known if row["cell"] in CELLS or row["role"] == "control" else MEAN
-        interval(own, place, row, centre="share", lying=True, color=colour)
-    for value in (0, 1):
-        own.axvline(value, color="black", linestyle="--", linewidth=1)
-    own.set_yticks(np.arange(len(rows)), [cell_name(cell) for cell in rows["cell"]])
-    own.set_ylim(len(rows) - 0.5, -0.5)
-    own.set_xlabel("share of the possible gain: 0 sees each place alone, 1 is the optimum; 95 % interval")
-    own.grid(axis="y", visible=False)
-    return figure
-
-
-def _shares_title(rows: pd.DataFrame, data: str) -> str:
-    shares = rows.set_index("cell")["share"]
-    shown = [cell for cell in shares.index if cell in CELLS] or list(shares.index[:2])
-    words = listed([f"{cell_name(cell)} takes {100 * shares[cell]:.0f} %" for cell in shown])
-    return f"Of what {data} offer to a model that relates distant places, {words}"
