@@ -76,7 +76,7 @@ def test_the_picture_draws_every_share_with_its_interval(rows):
             expected = known.loc[name, ["gain_share_ci_low", "gain_share_ci_high"]].tolist()
             assert ends.tolist() == pytest.approx(expected)
     title = figure.get_suptitle().replace("\n", " ")
-    assert "U-Net (control) 0.31; HAE 0.41; half 0.50" in title
+    assert "U-Net (control) 0.31; HAE 0.41" in title
     plt.close(figure)
 
 

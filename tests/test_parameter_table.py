@@ -1,5 +1,6 @@
 """The audit of 100/70/40: reproduction, like for like, algebra, waterfall, impossibility, what it would take."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from parity_data import COUNTS
@@ -64,10 +65,60 @@ def test_waterfall_adds_up_in_every_order_and_each_slot_saves_the_same():
 
 
 def test_no_shared_setting_reaches_the_claim():
-    rows = table.impossibility((0.0, 1.0, 2.0))
-    assert rows["possible"].tolist() == [False, False, True]  # two points of slack would void the proof
-    assert rows["hae_at_most_s"].iloc[0] == pytest.approx(8.5 / 0.30)
-    assert rows["hae_at_least_s"].iloc[0] == pytest.approx(23 / 0.70)
+    rows = table.impossibility((0.0, 1.0, 2.0, 6.0, 9.0)).set_index(["lite_at_least_s", "tolerance_points"])
+    # enough slack would void each proof
+    assert rows["possible"].unstack().to_numpy().tolist() == [
+        [False, False, True, True, True],
+        [False, False, False, True, True],
+        [False, False, False, False, True],
+    ]
+    assert rows.loc[(23, 0.0), ["hae_at_most_s", "hae_at_least_s"]].tolist() == pytest.approx([8.5 / 0.30, 23 / 0.70])
+    assert rows.loc[(32, 0.0), "hae_at_least_s"] == pytest.approx(45.7, abs=0.05)
+
+
+def test_bounds_meet_where_they_say():
+    rows = table.impossibility((0.0,))
+    assert rows["impossible_below_points"].round(2).tolist() == [1.74, 5.03, 8.34]
+    for meet in rows["impossible_below_points"]:
+        near = table.impossibility((meet - 1e-6, meet + 1e-6)).query("impossible_below_points == @meet")
+        assert near["possible"].tolist() == [False, True]
+
+
+def test_no_random_family_comes_nearer_than_the_bound():
+    generator = np.random.default_rng(0)
+    most = table.impossibility()["impossible_below_points"].max()
+    for _ in range(150):
+        depth = generator.integers(2, 6)
+        body = {
+            "image_size": 256, "model_channels": int(8 * generator.integers(1, 24)),
+            "channel_mult": generator.integers(1, 5, depth).tolist(), "num_res_blocks": int(generator.integers(1, 4)),
+            "attention_resolutions": [], "num_heads": 1, "patch_sizes": [1, *generator.choice([2, 4, 8], 2, False)],
+        }  # fmt: skip
+        counts = {name: parameter_formulas(config(name, **body))["model"] for name in ("hae", "lite", "v2")}
+        off = [abs(100 * counts[name] / counts["hae"] - claim) for name, claim in (("lite", 70), ("v2", 40))]
+        assert max(off) > most
+
+
+def test_the_slope_depends_on_the_patches():
+    rows = table.slopes().set_index("patch_sizes")
+    assert rows.loc["(1, 4, 8)", ["slope", "line_v2_percent"]].tolist() == pytest.approx([7.5 / 80, 67.1875])
+    assert rows.loc["(1, 2)", "slope"] == pytest.approx(1.88, abs=0.01)
+    assert rows.loc["(1, 4, 8, 16)", "slope"] == pytest.approx(0.022, abs=0.0005)
+    for patches in table.PATCHES:  # counted on wide blocks, where the leading terms rule
+        counts = [
+            parameter_formulas(config(name, image_size=256, model_channels=1024, patch_sizes=patches))["model"]
+            for name in ("hae", "lite", "v2")
+        ]
+        counted = (counts[1] - counts[2]) / (counts[0] - counts[1])
+        assert rows.loc[str(patches), "slope"] == pytest.approx(counted, rel=2e-3)
+
+
+def test_three_changes_hang_on_a_few_hundredths_of_a_point():
+    (row,) = table.one_change_less().to_dict("records")
+    assert (row["changes"], row["v2_changes"]) == (2, "model_channels=96")
+    assert row["v2_percent"] == pytest.approx(41.04, abs=0.005)
+    assert row["misses_by_points"] == pytest.approx(row["v2_percent"] - 41)
+    assert table.what_it_would_take(tolerance_points=1.05)["changes"].min() == 2
 
 
 def test_found_families_reach_the_claim_within_a_point():

@@ -386,7 +386,7 @@ def test_learning_curves_draw_means_over_steps_and_over_seconds():
         band = left.collections[place].get_paths()[0].vertices
         assert {mine["loss"].min(), mine["loss"].max()} <= set(band[:, 1])
     assert left.lines[-1].get_xdata() == [300, 300]
-    assert right.lines[-1].get_xdata() == pytest.approx([33, 33])  # the fastest: 300 steps of 110 ms
+    assert len(right.lines) == rows["cell"].nunique()
 
 
 def test_quartiles_draw_differences_in_percent_of_the_baseline():

@@ -107,7 +107,7 @@ def test_costs_without_a_time_are_named(v3):
         figure = plots.learning_curves(curves, missing)
         assert says(figure, "time not measured: HAE V3")
         assert title_of(figure).startswith("After 300 steps")
-        assert [len(ax.lines) for ax in figure.axes] == [5 + 1, 4 + 1]
+        assert [len(ax.lines) for ax in figure.axes] == [5 + 1, 4]
 
 
 def test_a_speed_up_of_the_users_rule_is_drawn():

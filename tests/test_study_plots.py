@@ -17,6 +17,7 @@ from hae_lab.study import statistics
 RULES = tuple(RULE_COLOURS)
 FIVE = ("unet", "hae", "lite", "v2", "v2_wide")
 RATIOS = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
+STRICT = 1e-6  # %: a margin within which nothing is equal
 APART = {"hae": -0.01, "lite": 0.0, "v2": 0.01, "unet": 0.02}  # far beyond the seeds' noise
 
 
@@ -38,7 +39,20 @@ def factor_rows(name: str, levels, seeds: int = 3) -> pd.DataFrame:
     return rows.assign(**{name: rows["cell"].map({str(level): level for level in levels})})
 
 
+def with_controls(worse: float = 0.005, seeds: int = 5, **margin) -> pd.DataFrame:
+    """The variants of a study with two controls of HAE, of which one is `worse` by so much."""
+    names = {"3/4 of the width": worse, "2/3 of the steps": 0.008}
+    rows = study_rows(("unet", "hae", "lite", "v2", *names), seeds, names)
+    role = rows["cell"].map(dict.fromkeys(names, "control")).fillna("question")
+    reference = role.map({"control": "hae"}).fillna("")
+    return rows.assign(role=role, reference=reference, data="phantoms", **margin)
+
+
 PICTURES = {
+    "forest with controls": lambda: plots.forest(with_controls(margin_percent=1.75)),
+    "forest with controls not found": lambda: plots.forest(with_controls(0.0)),
+    "forest of equal cells": lambda: plots.forest(study_rows(("hae", "lite", "v2"), gaps={})),
+    "pareto of a void study": lambda: plots.pareto(with_controls(0.0)),
     "forest of all pairs": lambda: plots.forest(study_rows()),
     "forest against a baseline": lambda: plots.forest(study_rows(), baseline="unet"),
     "forest of 3 cells apart": lambda: plots.forest(study_rows(("hae", "lite", "v2"), gaps=APART)),
@@ -96,6 +110,53 @@ def test_pictures_are_repeatable():
 @pytest.mark.parametrize(
     ("gaps", "title"),
     [
+        ({}, "All 3 pairs are equal within 2 % in held-out loss (5 seeds)"),
+        ({"v2": 0.01}, "HAE beats HAE V2 and HAE Lite beats HAE V2 in held-out loss; "
+                       "1 of 3 pairs is equal within 2 % (5 seeds)"),
+        ({"v2": 0.001}, "2 of 3 pairs are equal within 2 % in held-out loss; "
+                        "5 seeds cannot tell the other pair apart"),
+    ],
+)  # fmt: skip
+def test_forest_says_what_is_equal(gaps, title):
+    assert title_of(plots.forest(study_rows(("hae", "lite", "v2"), gaps=gaps))) == title
+
+
+def test_forest_says_how_far_apart_equal_cells_may_be():
+    rows = study_rows(("hae", "v2"), gaps={})
+    found = statistics.paired_differences(rows).iloc[0]
+    (text,) = plots.forest(rows).axes[0].texts
+    assert text.get_text() == f"equal within 2 %\napart ≤ {found['equal_within_percent']:.2g} %"
+
+
+def test_forest_shows_controls_last_and_the_margin_as_a_band():
+    rows = with_controls(margin_percent=1.75)
+    ax = plots.forest(rows).axes[0]
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert names[-2:] == ["3/4 of the width − HAE", "2/3 of the steps − HAE"]
+    assert len(names) == 6 + 2
+    assert not any("width" in name or "steps" in name for name in names[:6])
+    (band,) = [patch for patch in ax.patches if patch.get_alpha() == 0.08]
+    means = rows.groupby("cell")["loss"].mean()
+    seconds = ["unet"] * 3 + ["hae"] * 2 + ["lite"] + ["hae"] * 2
+    half = 0.0175 * np.mean([means[second] for second in seconds])
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((-half, half))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plots.forest, plots.pareto, plots.loss_by_quartile, lambda rows: plots.conclusions(rows, counts=(1, 5)),
+        lambda rows: plots.dose(rows.assign(ratio=rows["params"] / 1e6), x="ratio", control=None),
+    ],
+)  # fmt: skip
+def test_a_study_that_misses_a_control_is_void(draw):
+    assert title_of(draw(with_controls(0.0))).startswith("Void, for a control that is known to be worse was not found")
+    assert "Void" not in title_of(draw(with_controls()))
+
+
+@pytest.mark.parametrize(
+    ("gaps", "title"),
+    [
         ({}, "5 seeds cannot tell any of 3 pairs apart by held-out loss"),
         (APART, "3 of 3 pairs differ in held-out loss (5 seeds)"),
         (
@@ -109,11 +170,14 @@ def test_pictures_are_repeatable():
     ],
 )
 def test_forest_says_what_the_seeds_can_tell(gaps, title):
-    assert title_of(plots.forest(study_rows(("hae", "lite", "v2"), gaps=gaps))) == title
+    rows = study_rows(("hae", "lite", "v2"), gaps=gaps)
+    assert title_of(plots.forest(rows.assign(margin_percent=STRICT))) == title
 
 
 def test_forest_of_one_pair():
     rows = study_rows(("hae", "lite"), gaps={})
+    assert title_of(plots.forest(rows)) == "The two cells are equal within 2 % in held-out loss (5 seeds)"
+    rows = rows.assign(margin_percent=STRICT)
     assert title_of(plots.forest(rows)) == "5 seeds cannot tell the two cells apart by held-out loss"
 
 
@@ -126,7 +190,7 @@ def test_forest_writes_the_verdict_and_what_it_would_find_beside_each_row():
 
 
 def test_forest_marks_intervals_that_holm_overrules():
-    rows = study_rows(FIVE)
+    rows = study_rows(FIVE).assign(margin_percent=STRICT)
     found = statistics.paired_differences(rows)
     overruled = (found["verdict"] == "cannot tell") & (found["ci_low"].gt(0) | found["ci_high"].lt(0))
     texts = [text.get_text() for text in plots.forest(rows, stats=found).axes[0].texts]
@@ -163,25 +227,38 @@ def test_pareto_knows_that_auroc_is_better_when_higher():
     )
 
 
-def test_learning_curves_compare_at_equal_steps_and_equal_time():
+def test_learning_curves_compare_at_equal_steps():
     curves, times = curve_rows(("hae", "lite", "v2"), seeds=6)
-    title = "After 300 steps none of 3 pairs can be told apart, after 33 s of compute none of 3 pairs"
-    assert title_of(plots.learning_curves(curves, dict.fromkeys(times, 110))) == title
-    slow = plots.learning_curves(curves, times | {"v2": 400})
-    assert title_of(slow).endswith("after 33 s of compute 3 of 3 pairs")  # 110, 180 and 400 ms a step
+    title = "After 300 steps: 6 seeds cannot tell any of 3 pairs apart by held-out loss"
+    assert title_of(plots.learning_curves(curves.assign(margin_percent=STRICT), times)) == title
+    apart = curves.assign(loss=curves["loss"] * np.where(curves["cell"] == "v2", 1.1, 1))
+    assert title_of(plots.learning_curves(apart, times)).startswith("After 300 steps: HAE beats HAE V2 and HAE Lite")
+
+
+def test_learning_curves_say_how_far_the_loss_still_falls():
+    curves, times = curve_rows(("hae", "lite"), seeds=6)
+    means = curves.groupby(["cell", "step"])["loss"].mean().unstack()
+    fallen = 100 * (1 - means[300] / means[225])
+    note = plots.learning_curves(curves, times).legends[0].get_title().get_text()
+    assert f"since step 225 it fell by {fallen.min():.1f} to {fallen.max():.1f} %" in note
+    last = curves[curves["step"] == 300]
+    assert "it fell by" not in plots.learning_curves(last, times).legends[0].get_title().get_text()
 
 
 def test_learning_curves_take_the_last_step_in_common():
     curves, times = curve_rows()
     curves = curves[(curves["cell"] != "v2") | (curves["step"] <= 200)]
-    assert title_of(plots.learning_curves(curves, times)).startswith("After 200 steps")
+    assert title_of(plots.learning_curves(curves, times)).startswith("After 200 steps:")
     alone = curves.assign(step=curves["step"] + curves["cell"].eq("v2"))
     with pytest.raises(HAELabError, match="no step in common"):
         plots.learning_curves(alone, times)
 
 
 def test_quartiles_name_winner_and_place():
-    rows = study_rows()
+    rows = study_rows().assign(margin_percent=STRICT)
+    assert title_of(plots.loss_by_quartile(rows.assign(margin_percent=20))) == (
+        "Against U-Net (control): 12 of 12 equal it within 20 % (5 seeds)"
+    )
     assert title_of(plots.loss_by_quartile(rows)) == (
         "5 seeds cannot tell any cell from U-Net (control) in any quartile of the timestep"
     )
@@ -208,13 +285,26 @@ def test_ladder_climbs_one_slot_at_a_time_through_the_variants():
     ],
 )
 def test_ladder_names_the_slot_that_matters(pooled, title):
-    rows = slot_rows(pooled=pooled)
+    rows = slot_rows(pooled=pooled).assign(margin_percent=STRICT)
     assert title_of(plots.slot_ladder(rows)).startswith(title)
     assert title_of(plots.slot_ladder(rows[::-1])).startswith(title)  # effects start at HAE, wherever its rows stand
 
 
+def test_ladder_names_the_slots_that_do_not_matter():
+    same = "In held-out loss, regions, mlp_ratio and fusion do not matter within 2 % (5 seeds)"
+    assert title_of(plots.slot_ladder(slot_rows())) == same
+    one = title_of(plots.slot_ladder(slot_rows(pooled=0.0093)))
+    assert one.startswith(
+        "In held-out loss, regions = linear is better by 9.8 % and mlp_ratio and fusion do not matter"
+    )
+
+
 def test_conclusions_count_contradictions():
-    assert title_of(plots.conclusions(study_rows(seeds=10))) == (
+    assert title_of(plots.conclusions(study_rows(seeds=10, gaps={}))) == (
+        "Single seeds contradict each other on 6 of 6 pairs; 10 seeds tell none of them apart and find 6 equal within "
+        "the margin"
+    )
+    assert title_of(plots.conclusions(study_rows(seeds=10).assign(margin_percent=STRICT))) == (
         "Single seeds contradict each other on 6 of 6 pairs; 10 seeds tell none of them apart"
     )
     assert title_of(plots.conclusions(study_rows(seeds=10, gaps=APART))) == (
@@ -244,7 +334,7 @@ def test_doses_state_their_trend(gap, title):
 
 
 def test_named_levels_state_their_pairs():
-    rows = factor_rows("mask_rule", RULES)
+    rows = factor_rows("mask_rule", RULES).assign(margin_percent=STRICT)
     assert title_of(plots.dose(rows, x="mask_rule")) == "3 seeds cannot tell any of 15 pairs apart by held-out loss"
     rows["loss"] += 0.05 * (rows["mask_rule"] == "dense")
     assert title_of(plots.dose(rows, x="mask_rule")).startswith("5 of 15 pairs differ in held-out loss")

@@ -4,7 +4,7 @@ Sources: the HAE design document, section "参数量对比分析" (the claim); t
 revision of 2025-08-07 (the counts behind it, in millions; `tests/data/param_counts.json`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from hae_lab.checks import require
 from hae_lab.family import HAEConfig
 from hae_lab.models import HybridBlock
 from hae_lab.presets import DOCUMENT, SLOTS, VARIANTS, config
@@ -119,6 +120,7 @@ def feasibility() -> pd.DataFrame:
 
     With body B and S = sum of C² over the hybrid blocks: HAE = B + 112 S, Lite = B + 32 S, V2 = B + 24.5 S, hence
     v2 = lite - slope (100 - lite) in percent of HAE with slope 7.5/80, or 7.5/79 inside the MSTB (no fusion there).
+    That is for the document's patches of 4 and 8; see `slopes` for others.
     `off_line_points` is V2's distance from that line.
     """
     wide = parameter_table().pivot(index=["preset", "scope"], columns="variant", values="percent_of_hae").reset_index()
@@ -161,23 +163,58 @@ def slot_waterfall(preset: str = "brats128") -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={"saved": "saved_params"})
 
 
+MLP_BOUND = 8 + 4 / 8  # of S: the most by which the token MLPs of Lite and V2 differ
+# what Lite holds for each hybrid block at least, of C², and on which placements: each line adds to the one before
+LITE_BOUNDS: dict[str, tuple[int, str]] = {
+    "the hybrid block and the second convolution of the residual block before it": (14 + 9, "any"),
+    "and that residual block's first convolution, which reads the block before": (14 + 18, "upsample"),
+    "and the second convolutions of the level's first decoder block and of its encoder block": (14 + 36, "upsample"),
+}
+
+
 def impossibility(tolerance_points: tuple[float, ...] = (0.0, 1.0)) -> pd.DataFrame:
     """Why no setting that the three versions share gives 100/70/40: two bounds on HAE's size that exclude each other.
 
-    In units of S, the sum of C² over the hybrid blocks, for any patch sizes, bottleneck ratio, CNN branch, placement,
-    width and depth: Lite and V2 differ by the token MLP alone, at most 8 S + 4 sum(C) <= 8.5 S (C is at least 8), and
-    the claim makes that difference 30 % of HAE, so HAE <= 8.5 S / 0.30. But each hybrid block follows a residual block
-    of its own with a 3x3 convolution C -> C (9 C²) and, in Lite, holds at least 14 C², so Lite >= 23 S, and the claim
-    makes Lite 70 % of HAE, so HAE >= 23 S / 0.70. `tolerance_points` loosens both percentages of the claim.
+    In units of S, the sum of C² over the hybrid blocks, for any patch sizes, bottleneck ratio, CNN branch, width and
+    depth: Lite and V2 differ by the token MLP alone, at most 8 S + 4 sum(C) <= 8.5 S (C is at least 8), and the claim
+    makes that difference 30 % of HAE, so HAE <= 8.5 S / 0.30. But in Lite each hybrid block holds at least 14 C², and
+    follows a residual block of its own with a 3x3 convolution C -> C (9 C²), so Lite >= 23 S, and the claim makes Lite
+    70 % of HAE, so HAE >= 23 S / 0.70. Where hybrid blocks stand before the upsamples, as the document has it, that
+    residual block is the last of two or more of its level, so its first convolution reads C channels too (9 C² more),
+    and the level's first decoder block and its encoder block have a convolution C -> C each (18 C² more).
+
+    A row a bound and tolerance, which loosens both percentages of the claim: bound, placement, lite_at_least_s,
+    tolerance_points, hae_at_most_s, hae_at_least_s, possible, impossible_below_points (the tolerance at which the two
+    bounds meet).
     """
-    mlp_bound, lite_bound = 8 + 4 / 8, 9 + 14
     gap, lite = CLAIM_PERCENT["lite"] - CLAIM_PERCENT["v2"], CLAIM_PERCENT["lite"]
-    frame = pd.DataFrame({"tolerance_points": tolerance_points})
-    tolerance = frame["tolerance_points"]
-    frame["hae_at_most_s"] = 100 * mlp_bound / (gap - 2 * tolerance)
-    frame["hae_at_least_s"] = 100 * lite_bound / (lite + tolerance)
-    frame["possible"] = frame["hae_at_most_s"] >= frame["hae_at_least_s"]
-    return frame
+    rows = []
+    for (bound, (lite_bound, placement)), tolerance in product(LITE_BOUNDS.items(), tolerance_points):
+        row = {"bound": bound, "placement": placement, "lite_at_least_s": lite_bound, "tolerance_points": tolerance}
+        row["hae_at_most_s"] = 100 * MLP_BOUND / (gap - 2 * tolerance)
+        row["hae_at_least_s"] = 100 * lite_bound / (lite + tolerance)
+        meet = (lite_bound * gap - MLP_BOUND * lite) / (MLP_BOUND + 2 * lite_bound)
+        rows.append(row | {"possible": row["hae_at_most_s"] >= row["hae_at_least_s"], "impossible_below_points": meet})
+    return pd.DataFrame(rows)
+
+
+PATCHES = ((1, 2), (1, 4), (1, 8), (1, 4, 8), (1, 4, 8, 16))
+
+
+def slopes(patch_sizes: Sequence[tuple[int, ...]] = PATCHES) -> pd.DataFrame:
+    """The slope of the line of `feasibility` with other patches: only 4 and 8, or larger ones, make it shallow.
+
+    HAE projects each patch of side p by p² C² of its own; Lite shares C² and saves C² in the fusion. So HAE - Lite is
+    the sum of p² C² over the regional patches, and Lite - V2 7.5 C². Columns: patch_sizes, hae_minus_lite_c2, slope,
+    line_v2_percent (where the line puts V2, given the claim's Lite).
+    """
+    lite = CLAIM_PERCENT["lite"]
+    rows = []
+    for patches in patch_sizes:
+        saved = sum(size**2 for size in patches if size > 1)
+        row = {"patch_sizes": str(patches), "hae_minus_lite_c2": float(saved), "slope": 7.5 / saved}
+        rows.append(row | {"line_v2_percent": lite - 7.5 / saved * (100 - lite)})
+    return pd.DataFrame(rows)
 
 
 # What it would take: changes that one version makes for itself, each named once. All are narrower, shallower or fewer.
@@ -202,14 +239,32 @@ def what_it_would_take(preset: str = "brats128", tolerance_points: float = 1.0, 
     HAE stays as it is. Sets are ordered by the number of changes, then by the largest distance from the claim. The
     search counts by closed formula; the sets that it returns are counted on the models.
     """
+    found = _families_within(preset, tolerance_points)
+    return pd.DataFrame(_family_row(preset, lite, v2) for lite, v2 in found[:rows])
+
+
+def one_change_less(preset: str = "brats128", tolerance_points: float = 1.0) -> pd.DataFrame:
+    """The set nearest to 100/70/40 with one change less than `what_it_would_take`: by how little it fails.
+
+    One row: its columns, and misses_by_points, the distance from the claim beyond the tolerance.
+    """
+    fewest = what_it_would_take(preset, tolerance_points, rows=1)["changes"].item()
+    wider = _families_within(preset, tolerance_points + 5)
+    fewer = [(lite, v2) for lite, v2 in wider if lite["changes"] + v2["changes"] == fewest - 1]
+    require(len(fewer) > 0, f"no set of {fewest - 1} changes comes within {tolerance_points + 5} points of the claim")
+    lite, v2 = fewer[0]  # they are ordered by their distance
+    misses = max(lite["distance"], v2["distance"]) - tolerance_points
+    return pd.DataFrame([_family_row(preset, lite, v2) | {"misses_by_points": misses}])
+
+
+def _families_within(preset: str, tolerance_points: float) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Changes of Lite and of V2 that reach the claim, by their number, then by the larger distance from it."""
     hae = parameter_formulas(config("hae", preset))["model"]
-    found = []
-    for lite, v2 in product(
-        *(_within(variant, preset, hae, tolerance_points, max_changes=2) for variant in ("lite", "v2"))
-    ):
-        found.append((lite["changes"] + v2["changes"], max(lite["distance"], v2["distance"]), lite, v2))
-    found.sort(key=lambda item: item[:2])
-    return pd.DataFrame(_family_row(preset, lite, v2) for _, _, lite, v2 in found[:rows])
+    reached = (_within(variant, preset, hae, tolerance_points, max_changes=2) for variant in ("lite", "v2"))
+    return sorted(
+        product(*map(list, reached)),
+        key=lambda pair: (pair[0]["changes"] + pair[1]["changes"], max(pair[0]["distance"], pair[1]["distance"])),
+    )
 
 
 def _within(

@@ -20,6 +20,7 @@ from hae_lab.presets import DOCUMENT, VARIANTS
 from hae_lab.profilers import anatomy, counters
 from hae_lab.profilers.reach import visibility
 from hae_lab.rules import RULES
+from hae_lab.study.statistics import question
 
 
 def visibility_rows() -> pd.DataFrame:
@@ -43,7 +44,9 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "feasibility": parameter_tables.feasibility,
     "slot_waterfall": parameter_tables.slot_waterfall,
     "impossibility": parameter_tables.impossibility,
+    "slopes": parameter_tables.slopes,
     "what_it_would_take": parameter_tables.what_it_would_take,
+    "one_change_less": parameter_tables.one_change_less,
     "architecture": anatomy.unet_table,
     "hybrid_blocks": partial(anatomy.hybrid_family, level=2),  # the 32 x 32 map
     "macs_by_part": compute_tables.part_rows,
@@ -78,9 +81,10 @@ def draw_pareto(rows: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
     return plots.pareto(rows.assign(ms=rows["cell"].map(quality_tables.ms_per_step(training))))
 
 
-def draw_learning_curves(curves: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
-    """Loss by steps and by seconds of the benchmark's computer."""
-    return plots.learning_curves(curves, quality_tables.ms_per_step(training))
+def draw_learning_curves(curves: pd.DataFrame, rows: pd.DataFrame, training: pd.DataFrame) -> plots.Chart:
+    """Loss by steps and by seconds of the benchmark's computer, of the variants alone."""
+    asked = curves[curves["cell"].isin(question(rows)["cell"]) & curves["cell"].isin(list(VARIANTS))]
+    return plots.learning_curves(asked, quality_tables.ms_per_step(training))
 
 
 def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
@@ -123,11 +127,14 @@ FIGURES: dict[str, FigureSource] = {
     "attention_speed_up": FigureSource(plots.attention_speed_up, ("bench_attention_cpu",)),
     "roofline": FigureSource(draw_roofline, ("bench_layers_cpu",)),
     "variants_together": FigureSource(plots.variants_together, ("variants_together",)),
+    "quality_verdicts": FigureSource(plots.quality_verdicts, ("quality_differences",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
     "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
-    "learning_curves": FigureSource(draw_learning_curves, ("study_variants_curves", "bench_training_cpu")),
+    "learning_curves": FigureSource(
+        draw_learning_curves, ("study_variants_curves", "study_variants", "bench_training_cpu")
+    ),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
     "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",)),
     "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),

@@ -1,10 +1,12 @@
 """Rows in, figure out: every picture of the project. Nothing is computed here beyond choosing words for a title."""
 
 from hae_lab.plots.ablations import dose, slot_ladder
+from hae_lab.plots.answers import quality_verdicts
 from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import Chart, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
+from hae_lab.plots.costs import learning_curves, pareto
 from hae_lab.plots.gains import gain_shares
 from hae_lab.plots.images import image_grid
 from hae_lab.plots.masks import mask_rules, visible_keys
@@ -18,7 +20,7 @@ from hae_lab.plots.parameters import (
     where_parameters_sit,
 )
 from hae_lab.plots.rooflines import roofline
-from hae_lab.plots.studies import conclusions, forest, learning_curves, loss_by_quartile, pareto
+from hae_lab.plots.studies import conclusions, forest, loss_by_quartile
 from hae_lab.presets import VARIANTS, variant_title
 
 
@@ -51,6 +53,7 @@ __all__ = [
     "parameter_table",
     "pareto",
     "published_counts",
+    "quality_verdicts",
     "roofline",
     "slot_ladder",
     "slot_waterfall",

@@ -3,7 +3,7 @@
 Rows are tidy, one a run, as in `hae_lab.study.statistics`, which computes every interval, test and verdict.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,17 +15,14 @@ from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label
 from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, titled_axes
 from hae_lab.plots.verdicts import (
-    COSTS,
     KNOWN_WORSE,
     Row,
     Style,
     absent,
-    cell_costs,
     cell_name,
     cell_styles,
     cells_legend,
     comparison_title,
-    cost_axis,
     differing,
     in_order,
     in_percent,
@@ -40,7 +37,7 @@ from hae_lab.plots.verdicts import (
     within,
 )
 from hae_lab.presets import CONTROL
-from hae_lab.study import comparisons, orders, statistics, tradeoffs
+from hae_lab.study import comparisons, orders, statistics
 from hae_lab.study.equivalence import BETTER, EQUAL
 from hae_lab.study.statistics import QUARTILES
 
@@ -114,136 +111,6 @@ def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
     seconds = differences["second"].unique()
     top = ax.secondary_xaxis("top", functions=(lambda value: value / unit, lambda percent: percent * unit))
     top.set_xlabel(f"% of {cell_name(seconds[0]) if len(seconds) == 1 else 'the mean'}")
-
-
-@chart
-def pareto(
-    rows: pd.DataFrame,
-    metric: str = "loss",
-    *,
-    costs: Sequence[str] = ("params", "macs", "ms"),
-    stats: pd.DataFrame | None = None,
-    lower_better: bool | None = None,
-    order: Sequence[str] | None = None,
-    palette: Mapping[str, str] | None = None,
-) -> Chart:
-    """Quality (mean, 95 % interval) against each cost; hollow where another cell is as cheap and certainly better.
-
-    Rows: cell, seed, metric, the costs; where they have <cost>_q1 and <cost>_q3, a bar joins them. A cost that is a gap
-    is named below. `stats` is the `statistics.summary` of the rows.
-    """
-    study, rows = rows, in_order(rows, order)
-    found = statistics.summary(rows, metric) if stats is None else stats
-    cells = found.merge(cell_costs(rows, costs), on="cell")
-    lower_better = statistics.lower_is_better(metric, lower_better)
-    leads = {cost: tradeoffs.non_dominated(cells, cost, lower_better=lower_better) for cost in costs}
-    figure = new_chart(study_title(_dominance_title(cells["cell"], leads), study))
-    styles = cell_styles(cells["cell"], palette)
-    for ax, cost in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs, strict=True):
-        divisor, label = cost_axis(cells[cost])
-        for row, leading in zip(cells.to_dict("records"), leads[cost], strict=True):
-            if np.isnan(row[cost]):
-                continue
-            style = styles[row["cell"]]
-            fill = style["color"] if leading else "white"
-            interval(ax, row[cost] / divisor, row, centre="mean", **style, markerfacecolor=fill)
-            if f"{cost}_q1" in row:
-                ax.hlines(row["mean"], row[f"{cost}_q1"] / divisor, row[f"{cost}_q3"] / divisor, style["color"])
-        ax.set_xlabel(label)
-        ax.margins(x=0.15)
-        short_ticks(ax.xaxis, 4)
-    figure.axes[0].set_ylabel(metric_label(metric))
-    note = "hollow: another cell costs no more, and its interval is wholly better"
-    cells_legend(figure, styles, lines(note, *_cost_gaps(cells, costs), absent(cells["cell"], order)))
-    return figure
-
-
-def _cost_gaps(cells: pd.DataFrame, costs: Sequence[str]) -> Iterator[str]:
-    for cost in costs:
-        gaps = [cell_name(cell) for cell in cells.loc[cells[cost].isna(), "cell"]]
-        if gaps:
-            yield f"{COSTS.get(cost, cost)} not measured: {', '.join(gaps)}"
-
-
-def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
-    costs_of: dict[tuple[str, ...], list[str]] = {}
-    for cost, leading in leads.items():
-        costs_of.setdefault(tuple(map(cell_name, cells[~leading])), []).append(COSTS.get(cost, cost))
-    return "; ".join(
-        f"{listed(names) or 'No cell'} {'are' if len(names) > 1 else 'is'} surely beaten by one that costs no more "
-        f"({', '.join(costs)})"
-        for names, costs in costs_of.items()
-    )
-
-
-@chart
-def learning_curves(
-    rows: pd.DataFrame,
-    ms_per_step: Mapping[str, float],
-    metric: str = "loss",
-    *,
-    stats: pd.DataFrame | None = None,
-    lower_better: bool | None = None,
-    order: Sequence[str] | None = None,
-    palette: Mapping[str, str] | None = None,
-) -> Chart:
-    """Loss against steps and against compute time: the mean of the seeds, and their range as a band.
-
-    Rows: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell, and a cell without one
-    stands among the steps alone. `stats` is what `statistics.paired_differences` found at the last step that all runs
-    have. Nothing is compared at equal time here: a learning rate that decays knows its last step, so that takes runs
-    of that length.
-    """
-    rows = in_order(rows, order)
-    statistics.require_columns(rows, "cell", "seed", "step", metric)
-    is_timed = rows["cell"].map(dict(ms_per_step)).gt(0)
-    timed = tradeoffs.with_seconds(
-        rows[is_timed] if rows.loc[is_timed, "cell"].nunique() > 1 else rows, ms_per_step, metric
-    )
-    step = _last_common_step(rows)
-    if stats is None:
-        stats = statistics.paired_differences(rows[rows["step"] == step], metric, lower_better=lower_better)
-    figure = new_chart(f"After {step:g} steps: {comparison_title(stats, metric)}")
-    styles = cell_styles(rows["cell"], palette)
-    left, right = figure.subplots(1, 2, sharey=True)
-    figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
-    _curves(left, rows, "step", metric, styles)
-    _curves(right, timed, "seconds", metric, styles)
-    left.axvline(step, color="black", linestyle=":")
-    left.set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
-    right.set_xlabel("compute time, s")
-    short_ticks(left.yaxis, 7)
-    left.minorticks_off()
-    note = f"mean and range of {span(stats['n_seeds'])} seeds; dotted: compared there"
-    untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
-    gap = f"time not measured: {untimed}" if untimed else ""
-    cells_legend(figure, styles, lines(note, _still_falling(rows, step, metric), gap, absent(rows["cell"], order)))
-    return figure
-
-
-def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:
-    """How far the mean of each cell fell over the last quarter of the steps; "" for a curve without such a point."""
-    means = rows.groupby(["step", "cell"])[metric].mean().unstack()
-    earlier = means.index[means.index <= 0.75 * step]
-    if len(earlier) == 0:
-        return ""
-    fallen = 100 * (1 - means.loc[step] / means.loc[earlier.max()])
-    span_ = f"{fallen.min():.1f} to {fallen.max():.1f} %"
-    return f"since step {earlier.max():g} it fell by {span_}"
-
-
-def _last_common_step(rows: pd.DataFrame) -> float:
-    runs = rows.groupby("step").size()
-    common = runs.index[runs == len(rows[["cell", "seed"]].drop_duplicates())]
-    require(len(common) > 0, f"the curves have no step in common; their steps are {list(runs.index)}")
-    return common.max()
-
-
-def _curves(ax: Axes, rows: pd.DataFrame, column: str, metric: str, styles: Mapping[str, Style]) -> None:
-    for cell, curve in rows.groupby("cell", sort=False):
-        seeds = curve.groupby(column)[metric].agg(["mean", "min", "max"])
-        ax.plot(seeds.index, seeds["mean"], markersize=5, **styles[cell])
-        ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=styles[cell]["color"], alpha=0.2, linewidth=0)
 
 
 @chart

@@ -168,7 +168,7 @@ def verdict_text(row: Row, between: str) -> str:
     """The verdict of one comparison, and how closely it is bounded, or what it would find with 80 % power."""
     pair = winner_and_loser(row)
     if row["verdict"] == EQUAL:
-        return f"{within(row)}{between}surely ≤ {row['equal_within_percent']:.2g} %"
+        return f"{within(row)}{between}apart ≤ {row['equal_within_percent']:.2g} %"
     only_holm = " (Holm)" if row["ci_low"] > 0 or row["ci_high"] < 0 else ""
     verdict = f"{cell_name(pair[0])} better" if pair else CANNOT_TELL + only_holm
     least = 100 * row["minimum_detectable_difference"] / abs(row["mean_second"])

@@ -1,0 +1,110 @@
+"""The picture of what all studies say together: every comparison of the variants."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from hae_lab.checks import require
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart
+from hae_lab.plots.verdicts import (
+    Row,
+    cell_name,
+    cell_styles,
+    in_percent,
+    interval,
+    winner_and_loser,
+)
+from hae_lab.presets import CONTROL, DOCUMENT
+from hae_lab.study import statistics
+from hae_lab.study.comparisons import NOT_FOUND
+from hae_lab.study.equivalence import CANNOT_TELL, EQUAL
+
+CELLS = (CONTROL, *DOCUMENT)
+OPEN_MARK = PALETTE[7]
+
+
+@chart
+def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mapping[str, str] | None = None) -> Chart:
+    """Every comparison of the variants: a panel for what is held equal, a row for data and pair.
+
+    Rows: study, data, equal, metric, controls, and the columns of `statistics.paired_differences`.
+    """
+    statistics.require_columns(rows, "data", "equal", "metric", "controls", "first", "second", "verdict")
+    of_variants = rows["first"].isin(CELLS) & rows["second"].isin(CELLS) & (rows["metric"] == metric)
+    rows = rows[of_variants].drop_duplicates(["data", "equal", "first", "second"])  # a pair of two studies: once
+    require(len(rows) > 0, f"no comparison of the variants by {metric}")
+    figure = new_chart(_verdicts_title(rows))
+    names = rows.apply(_row_name, axis=1)
+    places = {name: place for place, name in enumerate(sorted(set(names), key=_order(names)))}
+    styles = cell_styles(CELLS, palette)
+    panels = list(rows["equal"].unique())
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, equal in zip(axes, panels, strict=True):
+        for name, row in zip(names, rows.to_dict("records"), strict=True):
+            if row["equal"] == equal:
+                interval(ax, places[name], in_percent(row), lying=True, capsize=2, **_mark(row, styles))
+        ax.axvline(0, color="black", linewidth=1)
+        ax.set_title(f"equal {equal}")
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(list(places.values()), list(places))
+    axes[0].set_ylim(len(places) - 0.5, -0.5)
+    axes[len(axes) // 2].set_xlabel("difference in % of the second, 95 % interval")
+    legend_outside(figure, None, "lower center", handles=_legend(rows, styles), ncols=4)
+    return figure
+
+
+def _row_name(row: Row) -> str:
+    return f"{row['data']}: {cell_name(row['first'])} − {cell_name(row['second'])}"
+
+
+def _order(names: Iterable[str]):
+    """Data sets in the order of the rows, pairs within them."""
+    seen = list(dict.fromkeys(names))
+    data = list(dict.fromkeys(name.partition(":")[0] for name in seen))
+    return lambda name: (data.index(name.partition(":")[0]), seen.index(name))
+
+
+def _mark(row: Row, styles: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    pair = winner_and_loser(row)
+    if row["controls"] == NOT_FOUND:
+        return {"color": OPEN_MARK, "marker": "x"}
+    if pair is None:
+        return {"color": OPEN_MARK, "marker": "o", "markerfacecolor": OPEN_MARK if row["verdict"] == EQUAL else "white"}
+    return {"color": styles[pair[0]]["color"], "marker": styles[pair[0]]["marker"]}
+
+
+def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list[Line2D]:
+    pairs = filter(None, map(winner_and_loser, rows.to_dict("records")))
+    winners = [cell for cell in CELLS if cell in {pair[0] for pair in pairs}]
+    marks = {f"{cell_name(cell)} better": dict(styles[cell]) for cell in winners}
+    margins = sorted(set(rows["margin_percent"]))
+    words = listed([f"{margin:g}" for margin in margins])
+    marks[f"equal within {words} %"] = {"color": OPEN_MARK, "marker": "o"}
+    marks[CANNOT_TELL] = {"color": OPEN_MARK, "marker": "o", "markerfacecolor": "white"}
+    if (rows["controls"] == NOT_FOUND).any():
+        marks["void: controls not found"] = {"color": OPEN_MARK, "marker": "x"}
+    return [Line2D([], [], linestyle="", label=label, **style) for label, style in marks.items()]
+
+
+def _verdicts_title(rows: pd.DataFrame) -> str:
+    """How many comparisons are decided, and how the hybrid blocks stand to the control in each panel."""
+    valid = rows[rows["controls"] != NOT_FOUND]
+    decided = (valid["verdict"] != CANNOT_TELL).sum()
+    start = f"{decided} of {len(rows)} comparisons are decided"
+    if len(valid) < len(rows):
+        start += f", {len(rows) - len(valid)} are void"
+    told = [
+        f"{_hybrids(part)} at equal {equal}" for equal, part in valid.groupby("equal", sort=False) if _hybrids(part)
+    ]
+    return f"{start}; against the U-Net, hybrids are {listed(told)}" if told else start
+
+
+def _hybrids(rows: pd.DataFrame) -> str:
+    """How often a version is better than the control, worse, and equal to it, in words."""
+    rows = rows[rows[["first", "second"]].eq(CONTROL).any(axis=1)]
+    pairs = list(map(winner_and_loser, rows.to_dict("records")))
+    better, worse = (sum(pair is not None and pair[side] == CONTROL for pair in pairs) for side in (1, 0))
+    counts = {"better": better, "worse": worse, EQUAL: int((rows["verdict"] == EQUAL).sum())}
+    counts["open"] = len(rows) - sum(counts.values())
+    return ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
