@@ -81,7 +81,7 @@ class SparseMask:
 
     Shapes, for G head groups (heads are split evenly over them): `start`, `stop` (G, n) int32; `extra`
     (G or 1, ceil(n / share), r) int32, where `share` consecutive queries read the same row and PAD means none. A key
-    named twice counts once. `kernel` is the kernel of `models.attention` that suits the rule.
+    named twice counts once. `kernel` is the kernel of `models.attention` that suits the rule on a large map.
     """
 
     grid: TokenGrid

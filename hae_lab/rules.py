@@ -15,7 +15,6 @@ from hae_lab.masks import SparseMask, TokenGrid, in_own_thread
 from hae_lab.parts import Registry
 
 SHARE = 64  # queries that share their random columns in `document_shared`
-FEW_TOKENS = 400  # up to so many the `columns` kernel is slower than a masked one (measured up to 20 x 20 maps)
 
 Rule = Callable[[TokenGrid, float, int], SparseMask]
 
@@ -25,7 +24,7 @@ def document(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     n = grid.n
     start, stop, random_columns = _band(n, sparsity)
     extra = distinct_columns(n, n, random_columns, np.random.default_rng(seed))
-    return SparseMask(grid, start, stop, extra[None], kernel="columns" if n > FEW_TOKENS else "masked")
+    return SparseMask(grid, start, stop, extra[None], kernel="columns")
 
 
 def document_shared(grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:

@@ -2,6 +2,7 @@
 
 import copy
 import resource
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,8 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab import HAELabError
 from hae_lab.masks import PAD, SparseMask, TokenGrid
+from hae_lab.models import column_operator, columns, pairs
 from hae_lab.models import kernels as kernels_module
-from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, allowed_matrix, pairs_kept, pairs_run
+from hae_lab.models.attention import (
+    KERNELS,
+    SparseMultiheadAttention,
+    allowed_matrix,
+    kernel_name,
+    pairs_kept,
+    pairs_run,
+)
 from hae_lab.models.columns import column_plans
 from hae_lab.models.kernels import block_plans
 from hae_lab.models.plans import plan_of
@@ -128,17 +137,47 @@ def test_work_under_a_small_budget_is_the_same(monkeypatch):
         assert_equal_to_reference(mask_for(rule, TokenGrid(12, 20)), ["masked", "blocks"])
 
 
-@pytest.mark.parametrize(("side", "own_columns"), [(8, "masked"), (16, "masked"), (32, "columns")])
-def test_rules_run_on_the_kernel_that_suits_them(side, own_columns):
-    chosen = {rule: mask_for(rule, TokenGrid(side, side)).kernel for rule in RULES}
+@pytest.mark.parametrize(
+    ("side", "own_columns", "shared_columns"),
+    [(4, "masked", "masked"), (8, "masked", "masked"), (16, "columns", "blocks"), (32, "columns", "blocks")],
+)
+def test_rules_run_on_the_kernel_that_costs_least(side, own_columns, shared_columns):
+    chosen = {rule: kernel_name(mask_for(rule, TokenGrid(side, side)), HEADS) for rule in RULES}
     assert chosen == {
         "document": own_columns,
-        "document_shared": "blocks",
+        "document_shared": shared_columns,
         "always_regional": own_columns,
         "spatial_reduction": "slices",
-        "window2d": "blocks",
+        "window2d": shared_columns,
         "dense": "slices",
     }
+    for rule, name in chosen.items():
+        mask = mask_for(rule, TokenGrid(side, side))
+        assert pairs_run(mask, HEADS) == KERNELS[name].pairs(mask, HEADS)
+        assert kernel_name(mask, HEADS, "reference") == "reference"
+
+
+def test_work_in_portions_of_heads_and_calls_is_the_same(monkeypatch):
+    masks = [mask_for("document", TokenGrid(12, 20)), tangle(TokenGrid(9, 10))]
+    for module, name, value in ((column_operator, "PORTION_BYTES", 1), (pairs, "CALL_PAIRS", 1)):
+        monkeypatch.setattr(module, name, value)
+        for mask in masks:
+            assert_equal_to_reference(mask, ["columns"])
+
+
+@pytest.mark.parametrize("scores", [1, 2000, 2**20])
+def test_blocks_that_run_together_read_equally_many_keys(monkeypatch, scores):
+    monkeypatch.setattr(columns, "CHUNK_SCORES", scores)
+    grid = TokenGrid(16, 16)
+    for rule in ("document", "always_regional"):
+        mask = replace(mask_for(rule, grid))  # a mask that no plan was made for
+        chunks = list(columns._chunks(replace(mask, extra=mask.extra[..., :0]), 0))
+        assert np.concatenate([queries.ravel() for queries, _ in chunks]).tolist() == list(range(grid.n_local))
+        for queries, slabs in chunks:
+            assert len(queries) == len(slabs)
+            assert len(queries) == 1 or len(queries) * len(queries[0]) * np.diff(slabs[0]).sum() <= scores
+            assert (np.diff(slabs)[..., 0] == np.diff(slabs)[0, :, 0]).all()
+        assert_equal_to_reference(mask, ["columns"])
 
 
 def test_kernel_can_be_set_later():

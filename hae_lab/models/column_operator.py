@@ -1,77 +1,77 @@
 """The operator behind kernel `columns`, one for torch: what traces, exports or compiles does not look into it."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from hae_lab.models.pairs import Pairs
 
-class Pairs(NamedTuple):
-    """A list of (query, key) pairs and its products, a matrix (m, d) or (n, d) a head; N counts heads and samples."""
-
-    columns: Tensor
-    begins: Tensor
-    order: Tensor
-    rows: Tensor
-    offsets: Tensor
-
-    def dot(self, x: Tensor, y: Tensor) -> Tensor:
-        """x of the query times y of the key, for each pair: (N, m, d), (N, n, d) -> (N, m, r)."""
-        pattern = self._pattern(x.dtype, y.shape[1])
-        products = x.new_empty(len(x), *self.columns.shape)
-        for out, query, key in zip(products.flatten(1), x, y, strict=True):
-            out.copy_(torch.sparse.sampled_addmm(pattern, query, key.mT, beta=0.0).values())
-        return products
-
-    def to_queries(self, weights: Tensor, y: Tensor) -> Tensor:
-        """Weighted sum of y over the pairs of each query: (N, m, r), (N, n, d) -> (N, m, d)."""
-        return torch.stack([_bag_sums(self.columns, *head) for head in zip(weights, y, strict=True)])
-
-    def to_keys(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Weighted sum of x over the pairs of each key: (N, m, r), (N, m, d) -> (N, n, d)."""
-        by_key = (head.index_select(0, self.order) for head in weights.flatten(1))
-        return torch.stack([_bag_sums(self.rows, *head, self.offsets) for head in zip(by_key, x, strict=True)])
-
-    def _pattern(self, dtype: torch.dtype, n: int) -> Tensor:
-        """(m, n) CSR, a place for each pair."""
-        values = torch.zeros(self.columns.numel(), dtype=dtype, device=self.columns.device)
-        shape = (len(self.columns), n)
-        with warnings.catch_warnings():
-            # of all that is in beta one function is used, and a test compares it with the reference
-            warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-            return torch.sparse_csr_tensor(self.begins, self.columns.flatten(), values, shape, check_invariants=False)
+PORTION_BYTES = 2**20  # of scores that are at work at once: a core's own memory
 
 
-def _bag_sums(index: Tensor, weights: Tensor, x: Tensor, offsets: Tensor | None = None) -> Tensor:
-    return F.embedding_bag(index, x, offsets, mode="sum", per_sample_weights=weights)
+class Chunk(NamedTuple):
+    """Neighbouring queries in c blocks of b, the slices of the keys that each block reads, and who may not see what.
+
+    The slices of all blocks are equally wide: s keys a block.
+    """
+
+    rows: slice  # c b queries
+    slabs: tuple[tuple[slice, ...], ...]  # of each block
+    blocked: Tensor  # (c, b, s + r) bool
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(N, m, ...) -> (N c, b, ...)."""
+        count, length = self.blocked.shape[:2]
+        return x[:, self.rows].reshape(len(x) * count, length, x.shape[-1])
+
+    def set(self, total: Tensor, x: Tensor) -> None:
+        """Write (N c, b, ...) over the queries of (N, m, ...)."""
+        total[:, self.rows] = x.reshape(total[:, self.rows].shape)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """(N, n, d) -> (N c, s, d)."""
+        if len(self.slabs) == len(self.slabs[0]) == 1:
+            return x[:, self.slabs[0][0]]
+        slabs = torch.cat([x[:, :0], *(x[:, slab] for block in self.slabs for slab in block)], dim=1)
+        return slabs.view(len(x) * len(self.slabs), slabs.shape[1] // len(self.slabs), x.shape[-1])
+
+    def add_to_keys(self, total: Tensor, x: Tensor) -> None:
+        """Add (N c, s, d) to the keys of (N, n, d)."""
+        parts = x.unflatten(0, (len(total), -1)).unbind(1)
+        for block, part in zip(self.slabs, parts, strict=True):
+            for slab, its in zip(block, part.split([slab.stop - slab.start for slab in block], dim=1), strict=True):
+                total[:, slab] += its
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What to add to the scores: 0, or a finite minimum, which makes no NaN where nothing is seen."""
+        zeros = torch.zeros(self.blocked.shape, dtype=dtype, device=self.blocked.device)
+        return zeros.masked_fill_(self.blocked, torch.finfo(dtype).min)
 
 
-class Block(NamedTuple):
-    """Neighbouring queries, the slices of the keys in their intervals, and who may not see what."""
-
-    rows: slice
-    slabs: tuple[slice, ...]
-    blocked: Tensor  # (rows, keys of all slabs + r) bool
-
-
-def _blocks(blocked: Tensor, layout: list[int], r: int) -> Iterator[Block]:
-    """The blocks of a `ColumnPlan`, whose pairs are r a query."""
+def _chunks(blocked: Tensor, layout: list[int], r: int) -> Iterator[Chunk]:
+    """The chunks of a `ColumnPlan`, whose pairs are r a query."""
     numbers, begin = iter(layout), 0
-    for start, stop, count in zip(numbers, numbers, numbers, strict=False):
-        slabs = tuple(slice(next(numbers), next(numbers)) for _ in range(count))
-        width = sum(slab.stop - slab.start for slab in slabs) + r
+    for start, stop, blocks, slabs in zip(*[numbers] * 4, strict=False):
+        read = tuple(tuple(slice(next(numbers), next(numbers)) for _ in range(slabs)) for _ in range(blocks))
+        width = sum(slab.stop - slab.start for slab in read[0]) + r
         end = begin + (stop - start) * width
-        yield Block(slice(start, stop), slabs, blocked[begin:end].view(stop - start, width))
+        yield Chunk(slice(start, stop), read, blocked[begin:end].view(blocks, (stop - start) // blocks, width))
         begin = end
+
+
+def _portions(heads: int, chunks: list[Chunk], dtype: torch.dtype) -> list[slice]:
+    """Heads whose scores of one chunk are few enough to be at work together."""
+    most = max(chunk.blocked.numel() for chunk in chunks)
+    some = max(1, PORTION_BYTES // (dtype.itemsize * most))
+    return [slice(start, min(start + some, heads)) for start in range(0, heads, some)]
 
 
 # The operator, forward and backward
 
-PLAN = "Tensor columns, Tensor begins, Tensor order, Tensor rows, Tensor offsets, Tensor blocked, int[] layout"
+PLAN = "Tensor columns, Tensor order, Tensor rows, Tensor offsets, Tensor blocked, int[] layout"
 SCHEMA = f"(Tensor q, Tensor k, Tensor v, {PLAN}, float dropout, Tensor? seed, bool trains) -> (Tensor, Tensor)"
 BACKWARD = (
     f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor scores, Tensor out, {PLAN}, float dropout, Tensor? seed) "
@@ -80,45 +80,47 @@ BACKWARD = (
 
 
 @torch.library.custom_op("hae_lab::columns", mutates_args=(), schema=SCHEMA)
-def attend(q, k, v, columns, begins, order, rows, offsets, blocked, layout, dropout, seed, trains):
+def attend(q, k, v, columns, order, rows, offsets, blocked, layout, dropout, seed, trains):
     """Scaled queries (N, m, d), keys and values (N, n, d) -> (N, m, d), and the scores (N, m, r) if it trains."""
-    pairs = Pairs(columns, begins, order, rows, offsets)
+    pairs, chunks = Pairs(columns, order, rows, offsets), list(_chunks(blocked, layout, columns.shape[1]))
     scores = pairs.dot(q, k)  # (N, m, r)
     # without a backward pass the weights may take the place of the scores
     kept = torch.empty_like(scores) if trains else scores
-    out = torch.zeros_like(q)
+    out, biases = torch.empty_like(q), [chunk.bias(q.dtype) for chunk in chunks]
     generator = _generator(q.device, seed)
-    for block in _blocks(blocked, layout, columns.shape[1]):
-        weights = _softmax(q, k, scores, block)
-        weights = _drop(weights, _gate(weights, dropout, generator))
-        *slabs, kept[:, block.rows] = _split(weights, block)
-        for slab, keys in zip(slabs, block.slabs, strict=True):
-            out[:, block.rows] += slab @ v[:, keys]
+    for some in _portions(len(q), chunks, q.dtype):
+        for chunk, bias in zip(chunks, biases, strict=True):
+            weights = _softmax(q[some], k[some], scores[some], chunk, bias)
+            slabs, singles = _split(_drop(weights, _gate(weights, dropout, generator)), columns.shape[1])
+            chunk.set(kept[some], singles)
+            chunk.set(out[some], slabs @ chunk.keys(v[some]))
     out += pairs.to_queries(kept, v)
     return out, scores if trains else q.new_empty(0)
 
 
 @torch.library.custom_op("hae_lab::columns_backward", mutates_args=(), schema=BACKWARD)
-def attend_backward(grad, q, k, v, scores, out, columns, begins, order, rows, offsets, blocked, layout, dropout, seed):
+def attend_backward(grad, q, k, v, scores, out, columns, order, rows, offsets, blocked, layout, dropout, seed):
     """The gradients of queries, keys and values."""
-    pairs, grad = Pairs(columns, begins, order, rows, offsets), grad.contiguous()
+    pairs, chunks = Pairs(columns, order, rows, offsets), list(_chunks(blocked, layout, columns.shape[1]))
+    grad = grad.contiguous()
     inner = (grad * out).sum(dim=-1, keepdim=True)  # (N, m, 1) weights times their gradients, summed
     slopes = pairs.dot(grad, v)  # (N, m, r) gradient of each weight, then of its score
-    kept = torch.empty_like(scores)
-    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    kept, biases = torch.empty_like(scores), [chunk.bias(q.dtype) for chunk in chunks]
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     generator = _generator(q.device, seed)
-    for block in _blocks(blocked, layout, columns.shape[1]):
-        rows = block.rows
-        weights = _softmax(q, k, scores, block)
-        gate = _gate(weights, dropout, generator)
-        slope = torch.cat([*(grad[:, rows] @ v[:, keys].mT for keys in block.slabs), slopes[:, rows]], dim=-1)
-        slope = _drop(slope, gate).sub_(inner[:, rows]).mul_(weights)
-        *slabs, kept[:, rows] = _split(_drop(weights, gate), block)
-        *slab_slopes, slopes[:, rows] = _split(slope, block)
-        for slab, slab_slope, keys in zip(slabs, slab_slopes, block.slabs, strict=True):
-            grad_q[:, rows] += slab_slope @ k[:, keys]
-            grad_k[:, keys] += slab_slope.mT @ q[:, rows]
-            grad_v[:, keys] += slab.mT @ grad[:, rows]
+    for some in _portions(len(q), chunks, q.dtype):
+        for chunk, bias in zip(chunks, biases, strict=True):
+            weights = _softmax(q[some], k[some], scores[some], chunk, bias)
+            gate, towards = _gate(weights, dropout, generator), chunk.queries(grad[some])
+            slope = torch.cat([towards @ chunk.keys(v[some]).mT, chunk.queries(slopes[some])], dim=-1)
+            slope = _drop(slope, gate).sub_(chunk.queries(inner[some])).mul_(weights)
+            slabs, singles = _split(_drop(weights, gate), columns.shape[1])
+            chunk.set(kept[some], singles)
+            slab_slopes, singles = _split(slope, columns.shape[1])
+            chunk.set(slopes[some], singles)
+            chunk.set(grad_q[some], slab_slopes @ chunk.keys(k[some]))
+            chunk.add_to_keys(grad_k[some], slab_slopes.mT @ chunk.queries(q[some]))
+            chunk.add_to_keys(grad_v[some], slabs.mT @ towards)
     grad_q += pairs.to_queries(slopes, k)
     grad_k += pairs.to_keys(slopes, q)
     grad_v += pairs.to_keys(kept, grad)
@@ -173,29 +175,28 @@ if hasattr(attend, "register_vmap"):  # torch 2.4 has none
 @register_flop_formula(torch.ops.hae_lab.columns)
 def _flops(q: torch.Size, k: Any, v: Any, columns: Any, *rest: Any, **_: Any) -> int:
     """Two products over all pairs, scores and values, 2 FLOPs each."""
-    blocked = rest[4]
+    blocked = rest[3]
     return 4 * q[0] * q[2] * blocked[0]
 
 
 @register_flop_formula(torch.ops.hae_lab.columns_backward)
 def _backward_flops(grad: Any, q: torch.Size, k: Any, v: Any, scores: Any, out: Any, *rest: Any, **_: Any) -> int:
     """Five products over the pairs of the slabs, whose scores are made anew, and four over the others."""
-    single, blocked = rest[0][0] * rest[0][1], rest[5][0]
+    single, blocked = rest[0][0] * rest[0][1], rest[4][0]
     return 2 * q[0] * q[2] * (5 * (blocked - single) + 4 * single)
 
 
-def _softmax(q: Tensor, k: Tensor, scores: Tensor, block: Block) -> Tensor:
-    """The weights of a block's queries over the keys of its slabs and its own pairs: (N, rows, keys + r)."""
-    slabs = [q[:, block.rows] @ k[:, keys].mT for keys in block.slabs]
-    lowest = torch.finfo(q.dtype).min
-    bias = torch.zeros(block.blocked.shape, dtype=q.dtype, device=q.device).masked_fill_(block.blocked, lowest)
-    return torch.cat([*slabs, scores[:, block.rows]], dim=-1).add_(bias).softmax(dim=-1)
+def _softmax(q: Tensor, k: Tensor, scores: Tensor, chunk: Chunk, bias: Tensor) -> Tensor:
+    """The weights of a chunk's queries over the keys of their slabs and their own pairs: (N c, b, s + r)."""
+    joint = torch.cat([chunk.queries(q) @ chunk.keys(k).mT, chunk.queries(scores)], dim=-1)
+    joint.view(len(q), *bias.shape).add_(bias)
+    return joint.softmax(dim=-1)
 
 
-def _split(x: Tensor, block: Block) -> tuple[Tensor, ...]:
-    """(N, rows, keys + r) -> one tensor a slab, then (N, rows, r)."""
-    sizes = [keys.stop - keys.start for keys in block.slabs]
-    return x.split([*sizes, x.shape[-1] - sum(sizes)], dim=-1)
+def _split(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """(N c, b, s + r) -> (N c, b, s), (N c, b, r)."""
+    slabs, singles = x.split([x.shape[-1] - r, r], dim=-1)
+    return slabs, singles
 
 
 def _generator(device: torch.device, seed: Tensor | None) -> torch.Generator | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab.family import HAEConfig
-from hae_lab.models.attention import SparseMultiheadAttention
+from hae_lab.models.attention import SparseMultiheadAttention, kernel_name
 from hae_lab.models.columns import ColumnPlan, column_plans
 from hae_lab.models.layers import AttentionBlock
 from hae_lab.models.plans import plan_of
@@ -54,7 +54,7 @@ def _sparse_attention(call: StepCall) -> Gradients:
     (batch, _, channels), (first, stop) = _argument(call, 0, "tokens").shape, mask.span
     projections = batch * (mask.grid.n_local + 2 * (stop - first)) * channels**2
     attended = call.macs - projections
-    kernel = attention.kernel or mask.kernel
+    kernel = kernel_name(mask, attention.heads, attention.kernel)
     again = attended // 2 if call.fused else 0
     if kernel == "columns":
         heads = attention.heads // mask.groups
