@@ -53,7 +53,7 @@ EXPLORER = """\
 # The mask explorer
 
 Which keys may a query see? Choose a rule and a token. This page needs no kernel: the masks of two maps come with it,
-drawn at sparsity 0.9 from seed 0. In JupyterLab, `hae_lab.explorer.explore()` has all maps, sparsities, seeds and head groups.
+drawn at sparsity 0.9 from seed 0. In JupyterLab, `hae_lab.explorer.explore()` has all maps, sparsities and seeds.
 
 ````{{raw}} html
 {}
