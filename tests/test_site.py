@@ -60,11 +60,11 @@ def test_staged_are_the_notebooks_the_readme_and_what_they_link_to(tmp_path):
     names = {path.relative_to(tmp_path / "staged").as_posix() for path in (tmp_path / "staged").rglob("*.*")}
     pages = {"index.md", "notebooks/01_squares.ipynb", "notebooks/02_cubes.ipynb"}
     reference = {f"api/{name}.md" for name in api.pages()}
-    assert names == pages | reference | {"conf.py", "_static/tables.css", "data/a.csv"}
+    assert names == pages | reference | {"conf.py", "_static/tables.css", "data/a.csv", "explorer.md"}
     index = (tmp_path / "staged" / "index.md").read_text()
     assert index.startswith("# Project")
     assert "notebooks/01_squares\nnotebooks/02_cubes\n" in index
-    assert "api/index\n" in index
+    assert "explorer\napi/index\n" in index
 
 
 def test_files_outside_the_project_are_not_staged(tmp_path):
@@ -82,6 +82,14 @@ def test_solutions_are_folded_and_nothing_else(tmp_path):
     assert [cell.source for cell in cells[:3]] == sources[:3]
     assert cells[3].source.startswith("<details>")
     assert sources[3] in cells[3].source
+
+
+def test_a_cell_with_the_explorer_leads_to_the_page_that_needs_no_kernel():
+    sources = ["explore(rule='document')", "explorer = 1\nhow = 'explore() is a widget'", "shown = explore()\nshown"]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    linked = site.with_explorer_links(nbformat.v4.new_notebook(cells=cells)).cells
+    assert [cell.cell_type for cell in linked] == ["code", "markdown", "code", "code", "markdown"]
+    assert "(../explorer.md)" in linked[1].source
 
 
 # the API: what the pages say against what Python finds when it imports the modules
@@ -227,9 +235,10 @@ def test_every_page_opens_from_disk_without_a_network(tmp_path):
     assert len(paths) == 1 + len(notebooks.find(PROJECT / "notebooks"))
     reference = sorted((tmp_path / "site").glob("api/*.html"))
     assert len(reference) == len(api.pages())
-    paths += reference
+    paths += [tmp_path / "site" / "explorer.html", *reference]
     with chromium_page(offline=True) as (page, watched):
         formulas = [check_page(page, path) for path in paths]
+        check_explorer(page, tmp_path / "site" / "explorer.html")
         search(page, tmp_path / "site", "projections")
         keep_picture(page, "site_search")
         page.goto(built.index.as_uri())
@@ -255,6 +264,15 @@ def check_page(page, path: Path) -> int:
         solutions.first.locator("summary").click()
         code.wait_for(state="visible", timeout=5_000)
     return formulas
+
+
+def check_explorer(page, path: Path) -> None:
+    """The explorer runs among the styles of the site; what it says is tested in `test_explorer_page.py`."""
+    page.goto(path.as_uri())
+    page.locator(".hae-numbers td").first.wait_for(timeout=20_000)
+    page.locator("select[name=rule]").select_option("window2d")
+    page.locator(".hae-numbers", has_text="seen").wait_for(timeout=10_000)
+    keep_picture(page, "site_explorer")
 
 
 def search(page, folder: Path, word: str) -> None:

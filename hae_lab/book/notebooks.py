@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from hae_lab.book.slides import slide_type
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
@@ -67,9 +68,11 @@ def refresh(path: Path) -> None:
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """A copy in normal form: outputs without time stamps, progress bars, widget views and memory addresses.
 
-    Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs.
+    Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs. Where
+    `metadata.hae_lab.slides` says that the notebook is a talk, each cell has its place in it.
     """
     notebook = nbformat.from_dict(notebook)
+    is_talk = bool(notebook.metadata.get("hae_lab", {}).get("slides"))
     number = 0
     for cell in notebook.cells:
         cell.metadata = NotebookNode({key: cell.metadata[key] for key in KEPT_CELL_METADATA if key in cell.metadata})
@@ -78,11 +81,13 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             number += bool(cell.source)
             cell.execution_count = number if cell.source else None
             cell.outputs = list(_normal_outputs(cell))
+        if is_talk:
+            cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL),
         language_info=NotebookNode(language),
-        hae_lab=NotebookNode(source_sha256=source_sha256(notebook)),
+        hae_lab=NotebookNode({"slides": True} if is_talk else {}, source_sha256=source_sha256(notebook)),
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook

@@ -1,4 +1,4 @@
-"""The reading site: README, notebooks and the API as pages that open from disk, without a kernel and without a network.
+"""The reading site: README, notebooks, mask explorer and API as pages that open from disk, without kernel and network.
 
 Sphinx with myst-nb and furo, in a process of its own, over staged copies. The pages show the committed outputs.
 """
@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from hae_lab.book import api, notebooks
 from hae_lab.checks import HAELabError, require
+from hae_lab.explorer.page import page_html
 
 EXTRA = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")  # modules of the extra [site]
 CONF = {
@@ -47,6 +49,18 @@ table.dataframe th, table.dataframe td {
   border: none; border-bottom: 1px solid var(--color-background-border); padding: 0.3em 0.8em; text-align: right;
 }
 """
+EXPLORER = """\
+# The mask explorer
+
+Which keys may a query see? Choose a rule and a token. This page needs no kernel: the masks of two maps come with it,
+drawn at sparsity 0.9 from seed 0. In JupyterLab, `hae_lab.explorer.explore()` has all maps, sparsities and seeds.
+
+````{{raw}} html
+{}
+````
+"""
+CALLS_EXPLORER = re.compile(r"^explore\(|= explore\(", re.MULTILINE)
+EXPLORER_NOTE = "*Nothing runs on this page. [The mask explorer](../explorer.md) works here too, for two maps.*"
 MATHJAX_KEPT = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 MANIFEST = ".hae-lab-site"  # in every folder that `build_site` wrote: what it wrote, a file a line
 LINK = re.compile(r"""(?:\]\(|src=")(?![a-z]+:|#)([^)"#\s]+)""")
@@ -113,8 +127,9 @@ def stage(paths: list[Path], source: Path) -> None:
     readme = project / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n"
     contents = _contents("Notebooks", [f"{folder.name}/{path.stem}" for path in paths])
-    contents += _contents("Reference", ["api/index"])
+    contents += _contents("Reference", ["explorer", "api/index"])
     (source / "index.md").write_text(f"{text}\n{contents}", encoding="utf-8")
+    (source / "explorer.md").write_text(EXPLORER.format(page_html()), encoding="utf-8")
     (source / "api").mkdir()
     for name, page in api.pages().items():
         (source / "api" / f"{name}.md").write_text(page, encoding="utf-8")
@@ -125,7 +140,8 @@ def stage(paths: list[Path], source: Path) -> None:
             if cell.cell_type == "markdown":
                 _copy_linked(cell.source, folder, project, source)
         notebook.metadata.setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})  # colours
-        notebooks.write(with_hidden_solutions(notebook), source / folder.name / path.name)
+        notebook = with_explorer_links(with_hidden_solutions(notebook))
+        notebooks.write(notebook, source / folder.name / path.name)
 
 
 def _contents(caption: str, pages: list[str]) -> str:
@@ -150,6 +166,14 @@ def with_hidden_solutions(notebook: NotebookNode) -> NotebookNode:
                 cell.metadata["tags"] = [*cell.metadata["tags"], "hide-cell"]
             else:
                 cell.source = f"<details><summary>Show the solution</summary>\n\n{cell.source}\n\n</details>"
+    return notebook
+
+
+def with_explorer_links(notebook: NotebookNode) -> NotebookNode:
+    """Say below each cell that makes the explorer, a widget that needs a kernel, where the page that needs none is."""
+    for place, cell in reversed(list(enumerate(notebook.cells))):
+        if cell.cell_type == "code" and CALLS_EXPLORER.search(cell.source):
+            notebook.cells.insert(place + 1, new_markdown_cell(EXPLORER_NOTE))
     return notebook
 
 

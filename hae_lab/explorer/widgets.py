@@ -13,6 +13,7 @@ import traitlets
 from hae_lab import rules
 from hae_lab.checks import HAELabError, require
 from hae_lab.explorer.model import MaskExplorerModel, maps
+from hae_lab.explorer.page import HINT
 from hae_lab.plots import masks as pictures
 from hae_lab.plots.weights import weight_colours
 from hae_lab.profilers.reach import NEIGHBOURHOOD
@@ -20,7 +21,6 @@ from hae_lab.profilers.reach import NEIGHBOURHOOD
 SIDES = (4, 8, 16, 32, 64)  # maps that the levels of a U-Net have
 LAST_SEED = 20
 ALL_GROUPS = NO_HEAD = -1  # a dropdown shows nothing for None
-HINT = "Click on a cell, or click and use the arrow keys; Page Up and Page Down change the grid."
 
 Action = Callable[[MaskExplorerModel, Any], None]
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label, metric_title
-from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, variant_colour
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, listed, name_ticks, new_chart, span, variant_colour
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.plots.verdicts import (
     MEAN,
@@ -57,7 +57,7 @@ def slot_ladder(
     first = VARIANTS[DOCUMENT[0]]
     rows = rows.sort_values(list(SLOTS), key=lambda levels: levels != first[levels.name], kind="stable")
     effects = statistics.main_effects(rows, SLOTS, metric, lower_better=lower_better) if stats is None else stats
-    figure = new_chart(study_title(_effects_title(effects, metric), study))
+    figure = new_chart(study_title(_effects_title(effects, metric), study), least=SIZE[0])
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 2], width_ratios=[5, 4])
     top = figure.add_subplot(grid[0, 0])
     gaps = _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
@@ -167,7 +167,7 @@ def dose(
     _levels(top, levels, rows[is_control], places, metric, RULE_COLOURS | dict(palette or {}))
     _costs(bottom, levels, rows[is_control], places, cost)
     bottom.set_xlabel(x)
-    bottom.set_xticks(list(places.values()), [name.replace("_", "_\n") for name in places])
+    name_ticks(bottom, places.values(), [name.replace("_", "_\n") for name in places])
     bottom.minorticks_off()
     seeds_legend(figure)
     return figure

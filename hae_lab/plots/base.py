@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from hae_lab.checks import require, require_name
 from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
+from hae_lab.plots.page import TEXT, broken_name, columns_that_fit, current_style, wrapped
 from hae_lab.plots.page import Chart as Chart
-from hae_lab.plots.page import broken_name, columns_that_fit, current_style, wrapped
 from hae_lab.plots.page import chart as chart
 from hae_lab.plots.page import new_chart as new_chart
 from hae_lab.presets import DOCUMENT, VARIANTS, variant_title
@@ -77,12 +77,16 @@ def mark_claim(ax: Axes, x: Sequence[float], y: Sequence[float], **options: Any)
 
 
 def name_ticks(ax: Axes, places: Iterable[float], names: Iterable[str]) -> None:
-    """Names at places of the x axis; on a narrow page they break where a neighbour would be in the way."""
+    """Names at places of the x axis; on a narrow page they break, or take turns above and below, to leave room."""
     places, names, chosen = list(places), list(names), current_style()
     room = 0.85 * ax.figure.get_figwidth() / max(1, len(places))  # the axes have most of the page
     points = chosen.settings["xtick.labelsize"]
     if chosen.is_narrow:
         names = [broken_name(name, room, points) for name in names]
+        longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+        if TEXT * points * longest > 72 * room:
+            lines = 1 + max(name.count("\n") for name in names[::2])
+            names[1::2] = ["\n" * lines + name for name in names[1::2]]
     ax.set_xticks(places, names)
 
 

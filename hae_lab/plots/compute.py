@@ -103,7 +103,8 @@ def macs_by_part(
     own.set_yticks(range(len(table)), [wrapped(name, 1.9, 13, TEXT) for name in names])
     own.set(xscale="log", ylim=(len(table) - 0.5, -0.5))
     own.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    own.set_xlabel(f"GMACs of one denoising step, as published ({preset})")
+    own.minorticks_off()
+    own.set_xlabel(f"GMACs of one denoising step,\nas published ({preset})")
     own.set_ylabel(f"part, and its share of {variant_title(subject)}'s work")
     legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
@@ -177,7 +178,7 @@ def attention_speed_up(
         right.plot(core["n"], core["limit"], "k--", label=f"limit n² / (n_local K),\n{way}")
         right.plot(core["n"], core["speed_up_sdpa"], "k:", marker="*", label="its core, no projections")
     handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend_outside(figure, None, "lower center", handles=handles, labels=labels, ncols=3)
     figure.text(0.99, 0.005, _conditions(rows.iloc[0]), ha="right", fontsize=10)
     return figure
 

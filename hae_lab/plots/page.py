@@ -81,7 +81,8 @@ def _settings(base: float, small: float, title: float, heading: float, line: flo
     }
 
 
-ONE_COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches, of most journals
+ONE_COLUMN = 3.3  # inches, of most journals
+TWO_COLUMNS = 6.9
 PRINT = 7 / 11  # the smallest writing of print and of the talk, in points
 STYLES = {
     "talk": Style("talk", None, 1.0, (0, float("inf")), 100, _settings(13, 12, 14, 15, 1, 100)),

@@ -37,7 +37,7 @@ from hae_lab.plots.base import (
     variant_colours,
     write_note,
 )
-from hae_lab.plots.page import TEXT, current_style, wrapped
+from hae_lab.plots.page import TEXT, broken_name, current_style, wrapped
 from hae_lab.presets import DOCUMENT, variant_title
 
 BODY_COLOURS = {"encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece"}
@@ -251,9 +251,8 @@ def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
     for place, (saved, left) in enumerate(zip(steps["saved_params"], steps["params"], strict=True), start=1):
         ax.bar(place, saved / 1e6, bottom=left / 1e6, color=SAVED_COLOUR)
         ax.text(place, (left + saved) / 1e6 + 2, f"−{saved / 1e6:.1f}", ha="center")
-    changes = [change.replace("=", "=\n") for change in steps["change"]]
-    names = [short_title(DOCUMENT[0]), *changes, short_title(SMALLEST)]
-    ax.set_xticks(range(end + 1), names, fontsize=10, rotation=40, ha="right")
+    changes = [broken_name(change.replace("=", "=\n"), 0.6, 11) for change in steps["change"]]
+    ax.set_xticks(range(end + 1), [short_title(DOCUMENT[0]), *changes, short_title(SMALLEST)], fontsize=11)
     ax.grid(axis="x", visible=False)
 
 

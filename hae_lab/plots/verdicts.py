@@ -15,6 +15,7 @@ from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.base import PALETTE, has_blocks, legend_outside, listed, missing_note, ordered, span, variant_colours
 from hae_lab.plots.compute import RULE_COLOURS
+from hae_lab.plots.page import current_style
 from hae_lab.presets import VARIANTS, variant_title
 from hae_lab.study import comparisons, statistics
 from hae_lab.study.equivalence import BETTER, CANNOT_TELL, EQUAL
@@ -192,7 +193,8 @@ def interval(
 
 
 def short_ticks(axis: Axis, count: int) -> None:
-    """At most `count` steps between ticks, and no needless digits."""
+    """At most `count` steps between ticks, fewer on a narrow page, and no needless digits."""
+    count = min(count, 3) if current_style().is_narrow else count
     axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 

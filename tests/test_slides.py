@@ -1,0 +1,72 @@
+"""The notebooks that are talks: what nbconvert makes slides of, and what it leaves out."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbconvert import SlidesExporter
+
+from hae_lab.book import notebooks
+from hae_lab.book.slides import slide_type
+
+TALKS = ("03", "04", "05")
+PICTURE = nbformat.v4.new_output("display_data", {"image/png": "", "text/plain": "figure"})
+
+
+def code(source: str, *tags: str, **options):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}, **options)
+
+
+def text(source: str, *tags: str):
+    return nbformat.v4.new_markdown_cell(source, metadata={"tags": list(tags)})
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (text("# 03 HAE\n\nwords"), "slide"),
+        (text("What to see.\n\n## 2. Tokens"), "subslide"),
+        (text("What to see."), "-"),
+        (text("**Answer:** 276", "answer"), "fragment"),
+        (text("## Exercises\n\n**A.**"), "skip"),
+        (text("**B. Read off.** Which?"), "skip"),
+        (code("draw()", outputs=[PICTURE]), "subslide"),
+        (code("print(1)", outputs=[nbformat.v4.new_output("stream", text="1")]), "-"),
+        (code("1 + 1", "check"), "skip"),
+        (code("def f(): ...", "stub"), "skip"),
+        (code("draw()", "solution", outputs=[PICTURE]), "skip"),
+    ],
+)
+def test_each_cell_has_its_place(cell, expected):
+    assert slide_type(cell) == expected
+
+
+def test_only_a_talk_is_marked_and_stays_one():
+    plain = nbformat.v4.new_notebook(cells=[text("# 1")])
+    assert "slideshow" not in notebooks.normalise(plain).cells[0].metadata
+    plain.metadata["hae_lab"] = {"slides": True}
+    once = notebooks.normalise(plain)
+    assert once.cells[0].metadata.slideshow.slide_type == "slide"
+    assert notebooks.normalise(once) == once
+    assert notebooks.is_fresh(once)
+
+
+@pytest.mark.parametrize(
+    "path", notebooks.find(Path(__file__).parent.parent / "notebooks", TALKS), ids=lambda p: p.stem
+)
+def test_nbconvert_makes_a_talk_of_it(path):
+    notebook = notebooks.read(path)
+    types = Counter(slide_type(cell) for cell in notebook.cells)
+    page, _ = SlidesExporter().from_notebook_node(notebook)
+    sections = [cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.startswith("#")]
+    shown = [cell for cell in sections if not cell.source.startswith("## Exercises")]
+    assert types["slide"] == len(shown) >= 4
+    # a slide is a <section> around the <section>s of what stands below one another on it
+    assert page.count("<section>") == 2 * types["slide"] + types["subslide"]
+    assert len(re.findall(r'class="fragment"', page)) == types["fragment"] >= 1
+    hidden = [cell for cell in notebook.cells if slide_type(cell) == "skip"]
+    assert hidden
+    numbers = re.findall(r"In&nbsp;\[(\d+)\]", page)
+    assert not {str(cell.execution_count) for cell in hidden if cell.cell_type == "code"} & set(numbers)
