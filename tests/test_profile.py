@@ -201,6 +201,7 @@ def test_time_is_taken_when_asked_for():
     ("model", "inputs", "message"),
     [
         (nn.Linear(2, 2), None, "say what it takes, inputs="),
+        (nn.Linear(2, 2), (3, 2), r"inputs are tensors, \(3, 2\) is a shape: give torch\.empty\(3, 2\)"),
         (nn.Linear(2, 2), torch.zeros(1, 3), "a step of Linear cannot be followed on the meta device"),
         ("resnet50", None, "an HAEConfig or an nn.Module is profiled, got 'resnet50'"),
     ],
