@@ -19,6 +19,7 @@ SLOTS = {"regions": "pooled", "mlp_ratio": 0.5, "fusion": "concat"}
 OF_THE_DOCUMENT = {
     "published_counts", "block_coefficients", "feasibility", "slot_waterfall", "impossibility", "what_it_would_take",
     "paper_formula", "visibility", "quality_differences", "quality_order", "slot_effects", "sample_floor", "claims",
+    "public_counts", "training_memory_by_rule",
 }  # fmt: skip
 
 

@@ -31,7 +31,6 @@ class Setting(NamedTuple):
 
 
 MEMORY_PRESET, DROPOUT = "brats128", 0.1
-# the variants for one image and for a batch; then V2's other rules, with and without dropout
 BATCHES = [Setting(MEMORY_PRESET, images, DROPOUT, "document") for images in (1, 16)]
 RULES = [
     Setting(MEMORY_PRESET, 1, dropout, rule)
@@ -98,17 +97,21 @@ def _groups_macs(call: StepCall) -> int:
 
 
 def training_memory_rows() -> pd.DataFrame:
-    """What training with AdamW needs of memory, a row a variant and setting: what autograd saves, and peaks.
+    """What training with AdamW needs of memory, a row a variant, for one image and for a batch.
 
-    The variants at one image and at a batch; then V2 under other rules, with dropout and without. Percents are of HAE
-    in the same setting, a gap where that was not followed; `attention_saved_bytes` is the share of sparse attention.
+    Columns: variant, preset, images, dropout, mask_rule; params, the totals of `profilers.memory_totals`, and
+    attention_saved_bytes, the share of sparse attention in saved_bytes; percents of HAE in the same setting.
     """
-    cases = [(setting.of(variant), variant) for setting in BATCHES for variant in VARIANTS]
-    cases += [(setting, "v2") for setting in RULES]
-    frame = pd.DataFrame([_memory_row(*case) for case in dict.fromkeys(cases)])
+    frame = pd.DataFrame([_memory_row(setting.of(variant), variant) for setting in BATCHES for variant in VARIANTS])
     for column in ("params", "saved_bytes", "training_peak_bytes"):
-        frame[f"{column.removesuffix('_bytes')}_percent_of_hae"] = _percent_of_hae(frame, column)
+        hae = frame.loc[frame["variant"] == "hae"].set_index("images")[column]
+        frame[f"{column.removesuffix('_bytes')}_percent_of_hae"] = 100 * frame[column] / frame["images"].map(hae)
     return frame.assign(torch_version=version("torch"))
+
+
+def training_memory_by_rule() -> pd.DataFrame:
+    """The same of V2 for one image, a row a mask rule, with dropout and without."""
+    return pd.DataFrame([_memory_row(setting, "v2") for setting in RULES]).assign(torch_version=version("torch"))
 
 
 def _memory_row(setting: Setting, variant: str) -> dict[str, Any]:
@@ -126,11 +129,3 @@ def _memory_row(setting: Setting, variant: str) -> dict[str, Any]:
         "attention_saved_bytes": int(rows.loc[attention, "saved_bytes"].sum()),
         **totals_of(step, inference).to_dict(),
     }
-
-
-def _percent_of_hae(frame: pd.DataFrame, column: str) -> pd.Series:
-    """Against HAE in the same setting, under the same rule; the control against HAE under the document's."""
-    keys = frame[["preset", "images", "dropout", "mask_rule"]].replace({"mask_rule": {"": "document"}})
-    keys = pd.MultiIndex.from_frame(keys)
-    hae = frame.set_axis(keys)[column][(frame["variant"] == "hae").to_numpy()]
-    return 100 * frame[column] / hae.reindex(keys).to_numpy()

@@ -58,6 +58,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "counters": lambda: counters.counters(counters.counter_configs(("tiny",))),
     "public_counts": profile_tables.public_counts,
     "training_memory": profile_tables.training_memory_rows,
+    "training_memory_by_rule": profile_tables.training_memory_by_rule,
     "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
     "quality_differences": lambda: quality_tables.quality_differences(Measured()),
     "gain_shares": lambda: gain_tables.gain_shares(Measured()),

@@ -3,6 +3,11 @@
 A training step is followed on the meta device (`profilers.steps`), storage by storage, so views and shared tensors
 count once. Bytes are those of tensors: what a library takes for itself inside an operator, such as oneDNN's copy of
 what a convolution reads, is not seen.
+
+On a CPU the resident memory of a process is about 1.3 times the peak here. Two thirds of the difference are holes that
+freed tensors leave in the heap: if the C library gives each block back at once (glibc: MALLOC_MMAP_THRESHOLD_=65536 and
+MALLOC_TRIM_THRESHOLD_=0), the factor is 1.13 (V2 of `brats128` at 32 channels: 393, then 322 MB, for 284). The rest
+stays with oneDNN and without it; it is what convolutions take inside an operator, and whole pages.
 """
 
 from collections import Counter

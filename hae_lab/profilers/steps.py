@@ -156,7 +156,7 @@ def prepare(
     """The model, a config built on meta, and its arguments: those given, or a denoising step's for a HAE model.
 
     `inputs` is a tensor, a sequence of arguments, or a mapping of named ones.
-    Raises `HAELabError` for a model that is none, and for a foreign one without inputs.
+    Raises `HAELabError` for a model that is none, for a foreign one without inputs, and for a shape as inputs.
     """
     model = config_or_module
     if isinstance(model, HAEConfig):
@@ -166,7 +166,12 @@ def prepare(
     if isinstance(inputs, Mapping):
         return model, (), dict(inputs)
     if inputs is not None:
-        return model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
+        arguments = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+        looks_like_a_shape = len(arguments) > 1 and all(type(value) is int for value in arguments)
+        require(
+            not looks_like_a_shape, f"inputs are tensors, {inputs!r} is a shape: give torch.empty{tuple(arguments)}"
+        )
+        return model, arguments, {}
     config = config_of(model, "say what it takes, inputs=(x, ...)")
     batch = require_whole("batch", batch, 1)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
