@@ -16,7 +16,7 @@ from hae_lab.diffusion.data import ImageSet, data_key, digits, phantoms
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.experiment import Experiment, run, sample_metrics
 from hae_lab.diffusion.metrics import METRICS, Metric
-from hae_lab.diffusion.quality import denoising_loss, mmd, sliced_wasserstein
+from hae_lab.diffusion.quality import denoising_loss, mmd, sample_gaps, sliced_wasserstein
 from hae_lab.diffusion.sampling import sample
 from hae_lab.diffusion.training import STATE, WEIGHTS, Recipe, Trained, train
 
@@ -186,7 +186,7 @@ def test_a_run_continues_in_its_folder(tmp_path, monkeypatch):
 
 def test_samples_are_measured_where_asked():
     losses = {"loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "curve"}
-    assert set(run(changed(samples=4))) == losses | {"swd", "mmd"}
+    assert set(run(changed(samples=4))) == losses | {"swd", "mmd", "mean_gap", "spread", "mmd_matched"}
     assert set(run(QUICK)) == losses
 
 
@@ -197,6 +197,7 @@ def test_the_numbers_of_samples_by_hand():
     drawn, images = sample(trained.model, 5, QUICK.recipe), held_out.images[:5]
     assert numbers["swd"] == sliced_wasserstein(drawn, images)
     assert numbers["mmd"] == mmd(drawn, images)
+    assert sample_gaps(drawn, images).items() <= numbers.items()
 
 
 def test_an_experiment_chooses_its_sampler():

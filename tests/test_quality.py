@@ -24,6 +24,7 @@ from hae_lab.diffusion.quality import (
     mmd,
     real_floor,
     restore,
+    sample_gaps,
     sliced_wasserstein,
 )
 from hae_lab.diffusion.sampling import denoise
@@ -265,7 +266,7 @@ def test_unequal_sets_are_refused(distance, shapes):
 def test_the_real_floor_is_the_distance_of_random_halves():
     images = phantoms(21, SIZE).images
     floor = real_floor(images, splits=6, seed=2)
-    assert set(floor) == {"swd", "mmd"}
+    assert set(floor) == {"swd", "mmd", "mean_gap", "spread"}
     assert all(values.shape == (6,) and len(set(values)) == 6 for values in floor.values())
     order = np.random.default_rng((2, 4)).permutation(21)
     pair = images[order[:10]], images[order[10:20]]
@@ -273,12 +274,30 @@ def test_the_real_floor_is_the_distance_of_random_halves():
     flat = images.flatten(1).double()
     median = torch.pdist(flat).repeat_interleave(2).median().item() ** 2  # each pair counts from both its images
     assert floor["mmd"][4] == pytest.approx(mmd(*pair, median=median), rel=1e-9)
+    gaps = sample_gaps(*pair)
+    assert all(floor[name][4] == pytest.approx(gaps[name], rel=1e-9) for name in ("mean_gap", "spread"))
     more = real_floor(images, splits=8, seed=2)
     assert all(more[name][:6] == pytest.approx(floor[name]) for name in floor)
     apart = sliced_wasserstein(images[:10], -images[10:20])
     assert apart > 3 * floor["swd"].max()
     with refused("need 4 images, got 3"):
         real_floor(images[:3])
+
+
+def test_gaps_say_what_of_the_distribution_is_missed():
+    real = phantoms(60, SIZE).images
+    flat = real.double().numpy().reshape(60, -1)
+    same = {"mmd_matched": mmd(real, real)}
+    assert sample_gaps(real + 0.1, real) == pytest.approx({"mean_gap": 0.1, "spread": 1} | same, abs=1e-6)
+    narrow = torch.from_numpy(0.5 * (flat - flat.mean(0)) + flat.mean(0)).reshape(real.shape)
+    assert sample_gaps(narrow, real) == pytest.approx(
+        {"mean_gap": 0, "spread": 0.5, "mmd_matched": mmd(real, real)}, abs=1e-6
+    )
+    other = phantoms(60, SIZE, seed=1).images
+    found, drawn = sample_gaps(other, real), other.double().numpy().reshape(60, -1)
+    assert found["mean_gap"] == pytest.approx(np.sqrt(np.mean((drawn.mean(0) - flat.mean(0)) ** 2)))
+    assert found["spread"] == pytest.approx(np.sqrt(drawn.var(0, ddof=1).sum() / flat.var(0, ddof=1).sum()))
+    assert mmd(narrow, real) > sample_gaps(narrow, real)["mmd_matched"] + 0.01
 
 
 # anomaly maps

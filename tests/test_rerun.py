@@ -26,6 +26,7 @@ def declare(monkeypatch, tmp_path):
     monkeypatch.setattr(clone, "root", lambda: tmp_path)
     monkeypatch.setattr(rerun, "lessons_minutes", lambda _: 3.0)
     monkeypatch.setattr(rerun, "train_lessons", lambda *_: pd.DataFrame([{"variant": "v2", "step": 1, "loss": 0.5}]))
+    monkeypatch.setattr(rerun, "SLOW_TABLES", {"slow": lambda: pd.DataFrame([{"percent": 1.5}])})
     (tmp_path / "studies").mkdir()
 
     def write(name: str, seeds: str, trial: str) -> None:
@@ -46,7 +47,7 @@ def written(lines: list[str]) -> list[str]:
 def test_says_the_cost_and_writes_studies_curves_and_lessons(declare, tmp_path):
     declare("variants", "0, 1", "quick")
     declare("slots", "0", "quick")
-    expected = ["study_slots.csv", "study_variants.csv", "study_variants_curves.csv", "lessons.csv"]
+    expected = ["study_slots.csv", "study_variants.csv", "study_variants_curves.csv", "lessons.csv", "slow.csv"]
     lines = run(tmp_path)
     assert written(lines) == expected
     assert lines[1].startswith("variants: 4 runs, 4 to do")

@@ -11,7 +11,16 @@ from functools import partial
 import pandas as pd
 
 from hae_lab import plots
-from hae_lab.audit import claims, compute_tables, gain_tables, parameter_tables, profile_tables, quality_tables
+from hae_lab.audit import (
+    claims,
+    compute_tables,
+    gain_tables,
+    lesion_tables,
+    parameter_tables,
+    profile_tables,
+    quality_tables,
+)
+from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
 from hae_lab.explorer import MaskExplorerModel
@@ -67,6 +76,13 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
     "sample_floor": lambda: quality_tables.sample_floor(Measured().samples),
     "claims": lambda: claims.claims(Measured()),
+}
+
+# minutes each, of the lesson models: made if they are asked for by name, and by `reproduce --full`
+SLOW_TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "lesion_sweep": lesion_tables.lesion_sweep,
+    "lesion_detection": lambda: lesion_tables.lesion_detection(read_table("lesion_sweep")),
+    "what_a_model_uses": lesion_tables.what_a_model_uses,
 }
 
 
@@ -142,6 +158,8 @@ FIGURES: dict[str, FigureSource] = {
     "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
     "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_variants",)),
+    "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),
+    "what_a_model_needs": FigureSource(plots.what_a_model_needs, ("what_a_model_uses",)),
 }
 
 
@@ -156,4 +174,4 @@ def figures() -> dict[str, FigureSource]:
 
 def names() -> tuple[str, ...]:
     """What `reproduce` can make, tables first; a table and a figure may share a name."""
-    return tuple(dict.fromkeys([*TABLES, *figures()]))
+    return tuple(dict.fromkeys([*TABLES, *SLOW_TABLES, *figures()]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from hae_lab.audit import clone
 from hae_lab.audit.lessons import lessons_minutes, train_lessons
 from hae_lab.audit.measured import CURVES
+from hae_lab.audit.registry import SLOW_TABLES
 from hae_lab.checks import require
 from hae_lab.study import Study, committed
 from hae_lab.study.store import code_version
@@ -43,6 +44,8 @@ def rerun(out: Path, store: Path, workers: int = 2, *, fresh: bool = False) -> I
     # under the code's name: another model starts anew
     rows = train_lessons(store.parent / "lessons" / code_version(), out / "data" / "checkpoints", workers)
     yield str(write(rows, out / "data" / "lessons.csv"))
+    for name, make in SLOW_TABLES.items():
+        yield str(write(make(), out / "data" / f"{name}.csv"))
 
 
 def _adopt(study: Study, data: Path, store: Path) -> None:

@@ -11,14 +11,15 @@ from torch.utils.data import Dataset
 from hae_lab.checks import require, require_name, require_whole
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.metrics import METRICS, column_name, measure_of, measured
-from hae_lab.diffusion.quality import denoising_loss, mmd, sliced_wasserstein
+from hae_lab.diffusion.quality import denoising_loss, mmd, sample_gaps, sliced_wasserstein
 from hae_lab.diffusion.sampling import SAMPLERS, STEPS, sample, sampling_scheduler
 from hae_lab.diffusion.training import MEASURING, RECIPE_FIELDS, Recipe, Trained, stream_seed, train
 from hae_lab.family import FIELDS, HAEConfig
 from hae_lab.parts import SLOT_PARTS, Registry
 from hae_lab.rules import RULES
 
-OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "swd", "mmd", "curve", "step")
+OF_SAMPLES = ("swd", "mmd", "mean_gap", "spread", "mmd_matched")
+OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", *OF_SAMPLES, "curve", "step")
 STUDY_COLUMNS = ("study", "cell", "variant", "preset", "params", "macs", "macs_dense", "macs_kept", "key")
 
 
@@ -90,8 +91,8 @@ def run(
 ) -> dict[str, Any]:
     """Train and measure: numbers by name, and the held-out loss on the way as "curve", a list of [step, loss].
 
-    Always "loss" and its quartiles; with `samples` also "swd" and "mmd"; and those that the experiment names. With a
-    `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
+    Always "loss" and its quartiles; with `samples` also "swd", "mmd" and `sample_gaps`; and those that the experiment
+    names. With a `folder`, a killed run continues from its last checkpoint there, and ends with the same numbers.
     """
     dataset, held_out = load_data(experiment.data, experiment.config.image_size)
     if experiment.samples:  # what would fail after the training
@@ -124,8 +125,8 @@ def named_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) -
 
 
 def sample_metrics(trained: Trained, held_out: Dataset, experiment: Experiment) -> dict[str, float]:
-    """The "swd" and "mmd" of samples to as many held-out images; one starting noise for all models."""
+    """The "swd", "mmd" and gaps of samples to as many held-out images; one starting noise for all models."""
     count = experiment.samples
     images = torch.stack([held_out[place]["image"] for place in range(count)])
     drawn = sample(trained.model, count, trained.recipe, sampler=experiment.sampler, steps=experiment.sampling_steps)
-    return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)}
+    return {"swd": sliced_wasserstein(drawn, images), "mmd": mmd(drawn, images)} | sample_gaps(drawn, images)

@@ -68,6 +68,8 @@ METRICS: Registry[Metric] = Registry(
         "loss": Metric("held-out loss", axis="held-out loss (MSE of the noise)"),
         "swd": Metric("sliced Wasserstein distance"),
         "mmd": Metric("MMD²"),
+        "mean_gap": Metric("difference of mean images"),
+        "mmd_matched": Metric("MMD² with the right mean and spread"),
         "auroc": Metric("AUROC", higher_is_better=True),
         "dice": Metric("Dice", higher_is_better=True),
         **_on_lesions(),

@@ -9,6 +9,7 @@ from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by
 from hae_lab.plots.costs import learning_curves, pareto
 from hae_lab.plots.gains import gain_shares
 from hae_lab.plots.images import image_grid
+from hae_lab.plots.lesions import lesions_found, what_a_model_needs
 from hae_lab.plots.masks import mask_rules, visible_keys
 from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
 from hae_lab.plots.parameters import (
@@ -46,6 +47,7 @@ __all__ = [
     "hybrid_blocks",
     "image_grid",
     "learning_curves",
+    "lesions_found",
     "loss_by_quartile",
     "macs_by_level",
     "macs_by_part",
@@ -63,6 +65,7 @@ __all__ = [
     "variant_title",
     "variants_together",
     "visible_keys",
+    "what_a_model_needs",
     "what_it_would_take",
     "where_parameters_sit",
 ]

@@ -1,0 +1,147 @@
+"""How well the lesson models find lesions, beside what needs no model: settings chosen on some heads, scored on others.
+
+All detectors are swept over the sign of the difference and the window of its mean, the models over start and guidance
+too; what has the highest AUROC inside the head on the validation heads is what the test heads are scored with.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+
+import pandas as pd
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from hae_lab.audit.lessons import LESSON_VARIANTS, RECIPE, lesson_model
+from hae_lab.diffusion.baselines import BASELINES
+from hae_lab.diffusion.data import ImageSet, phantoms
+from hae_lab.diffusion.datasets import load_data
+from hae_lab.diffusion.lesions import TASKS, inside_head, lesion_task
+from hae_lab.diffusion.quality import SIGNS, detection, detection_by_image, difference_maps, restore
+from hae_lab.diffusion.uses import uses
+from hae_lab.models import HAEUNet
+
+SIZE = 32
+VALIDATION, TEST = 1, 0  # seeds of held-out heads; no model and no baseline has seen either
+IMAGES = {VALIDATION: 32, TEST: 64}
+SWEPT = "hae"  # the model that is swept; the others take its settings
+STARTS, GUIDANCES, WINDOWS, DRAWS = (200, 400, 600), (1.0, 3.0), (1, 3), 2
+STEPS = 10  # of the whole chain: strides of 100, since what is restored need not be a sharp sample
+USES_IMAGES = 128
+
+Settings = dict[str, float]  # start and guidance of a model; a baseline has none
+Differ = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> differences (draws, N, C, H, W)
+
+
+def lesion_sweep() -> pd.DataFrame:
+    """Every setting of every detector on the validation heads.
+
+    Columns: task, detector, start, guidance, sign, window, n_images, auroc, dice.
+    """
+    frames = [
+        _sweep(task, detector, settings, differ)
+        for detector, settings, differ in [*_baselines(), *_settings_of(SWEPT)]
+        for task in TASKS
+    ]
+    return pd.concat(frames, ignore_index=True).round(5)
+
+
+def _sweep(task: str, detector: str, settings: Settings, differ: Differ) -> pd.DataFrame:
+    ill = lesion_task(task, IMAGES[VALIDATION], SIZE, seed=VALIDATION)
+    differences = differ(ill.images)
+    rows = []
+    for sign, window in product(SIGNS, WINDOWS):
+        found = detection(difference_maps(differences, sign, window), ill.masks, inside_head(ill.images))
+        rows.append({**_named(task, detector, settings, sign, window), "n_images": len(ill), **found})
+    return pd.DataFrame(rows)
+
+
+def _named(task: str, detector: str, settings: Settings, sign: str, window: int) -> dict[str, str | float | None]:
+    both = {name: settings.get(name) for name in ("start", "guidance")}
+    return {"task": task, "detector": detector, **both, "sign": sign, "window": window}
+
+
+def _baselines() -> Iterable[tuple[str, Settings, Differ]]:
+    healthy = phantoms(4000, SIZE).images
+    for name, baseline in BASELINES.items():
+        yield name, {}, lambda images, baseline=baseline: baseline(images, healthy)
+
+
+def _settings_of(variant: str) -> Iterable[tuple[str, Settings, Differ]]:
+    model = lesson_model(variant)
+    for start, guidance in product(STARTS, GUIDANCES):
+        settings = {"start": start, "guidance": guidance}
+        yield variant, settings, lambda images, settings=settings: model_differences(model, images, **settings)
+
+
+def model_differences(model: HAEUNet, images: Tensor, start: float, guidance: float) -> Tensor:
+    """Images less what a lesson model makes of them as healthy heads: (draws, N, C, H, W)."""
+    options = {"start": int(start), "guidance": guidance, "labels": torch.zeros(len(images), dtype=torch.int64)}
+    restored = [restore(model, images, RECIPE, steps=STEPS, seed=seed, **options) for seed in range(DRAWS)]
+    return torch.stack([images - each for each in restored])
+
+
+def best_settings(sweep: pd.DataFrame) -> pd.DataFrame:
+    """The row of each task and detector with the highest AUROC on the validation heads."""
+    return sweep.loc[sweep.groupby(["task", "detector"], sort=False)["auroc"].idxmax()]
+
+
+def lesion_detection(sweep: pd.DataFrame) -> pd.DataFrame:
+    """Every detector with its best settings on the test heads.
+
+    Columns: those of the settings, n_images, auroc and dice over all pixels inside the heads; image_auroc, with the
+    95 % t interval image_auroc_low and image_auroc_high, and image_dice, means over images; place_auroc, how often a
+    pixel of a lesion scores higher than one at a lesion's place in healthy heads, which no prior on places can raise.
+    """
+    chosen = best_settings(sweep)
+    differs: dict[str, Callable[[Settings], Differ]] = {}
+    for name, _, baseline in _baselines():
+        differs[name] = lambda settings, baseline=baseline: baseline
+    for variant in LESSON_VARIANTS:
+        model = lesson_model(variant)
+        differs[variant] = lambda settings, model=model: lambda images: model_differences(model, images, **settings)
+    rows = []
+    for _, row in chosen.iterrows():
+        settings = {} if pd.isna(row["start"]) else {"start": row["start"], "guidance": row["guidance"]}
+        for detector in LESSON_VARIANTS if row["detector"] == SWEPT else (row["detector"],):
+            named = _named(row["task"], detector, settings, row["sign"], int(row["window"]))
+            rows.append(named | _scores(row["task"], differs[detector](settings), row["sign"], int(row["window"])))
+    return pd.DataFrame(rows).round(5)
+
+
+def _scores(task: str, differ: Differ, sign: str, window: int) -> dict[str, float]:
+    ill = lesion_task(task, IMAGES[TEST], SIZE, seed=TEST)
+    healthy = phantoms(IMAGES[TEST], SIZE, TEST, split="held-out").images
+    maps, healthy_maps = (difference_maps(differ(images), sign, window) for images in (ill.images, healthy))
+    inside = inside_head(ill.images)
+    each = pd.DataFrame(detection_by_image(maps, ill.masks, inside))
+    mean = each.mean()
+    half = student.ppf(0.975, len(each) - 1) * each["auroc"].std() / len(each) ** 0.5
+    return {
+        "n_images": len(each),
+        **detection(maps, ill.masks, inside),
+        "image_auroc": mean["auroc"],
+        "image_auroc_low": mean["auroc"] - half,
+        "image_auroc_high": mean["auroc"] + half,
+        "image_dice": mean["dice"],
+        "place_auroc": _place_auroc(maps, healthy_maps, ill),
+    }
+
+
+def _place_auroc(maps: Tensor, healthy_maps: Tensor, ill: ImageSet) -> float:
+    """AUROC of the pixels of the lesions against the same pixels of the same heads without them."""
+    assert ill.masks is not None
+    both, truth = torch.cat([maps, healthy_maps]), torch.cat([ill.masks, torch.zeros_like(ill.masks)])
+    return detection(both, truth, torch.cat([ill.masks, ill.masks]))["auroc"]
+
+
+def what_a_model_uses() -> pd.DataFrame:
+    """How the held-out loss of each lesson model grows when parts of its hybrid blocks are exchanged or silenced.
+
+    Columns: variant, and those of `uses`.
+    """
+    _, held_out = load_data("lesions", SIZE)
+    held_out = held_out.select(range(USES_IMAGES))
+    frames = [uses(lesson_model(variant), held_out, RECIPE).assign(variant=variant) for variant in LESSON_VARIANTS]
+    rows = pd.concat(frames, ignore_index=True).round(5)
+    return rows[["variant", *(name for name in rows if name != "variant")]]

@@ -1,0 +1,94 @@
+"""Figures of lesions and of what models use, against rows made here."""
+
+from itertools import product
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+
+from hae_lab import plots
+from hae_lab.plots.base import CONTROL_COLOUR, variant_colour
+from hae_lab.plots.lesions import CHANGES, DETECTORS
+
+VARIANTS = ("hae", "lite", "v2")
+
+
+def uses_rows(**percents: float) -> pd.DataFrame:
+    rows = []
+    for (place, variant), (number, change) in product(enumerate(VARIANTS), enumerate(CHANGES)):
+        percent = percents.get(change, 5.0 * number + place)
+        row = {"variant": variant, "change": change, "percent": percent}
+        rows.append(row | {"percent_low": percent - 0.5, "percent_high": percent + 0.7})
+    return pd.DataFrame(rows)
+
+
+def detection_rows(won: tuple[str, ...] = ("foreign",)) -> pd.DataFrame:
+    rows = []
+    for task, (place, detector) in product(("bright", "foreign"), enumerate((*DETECTORS, *VARIANTS))):
+        better = 0.3 if detector == "lite" and task in won else 0
+        row = {"task": task, "detector": detector, "auroc": 0.52 + 0.01 * place + better}
+        rows.append(row | {"place_auroc": 0.58 - 0.005 * place + better})
+    return pd.DataFrame(rows)
+
+
+def title_of(figure) -> str:
+    return " ".join(figure.get_suptitle().split())
+
+
+def test_bars_are_the_growth_of_the_loss():
+    rows = uses_rows(tokens_swapped=0.02)
+    figure = plots.what_a_model_needs(rows)
+    (ax,) = figure.axes
+    for variant, bars in zip(VARIANTS, [c for c in ax.containers if hasattr(c, "patches")], strict=True):
+        expected = rows.loc[rows["variant"] == variant, "percent"]
+        assert [bar.get_width() for bar in bars] == pytest.approx(list(expected))
+        assert {bar.get_facecolor() for bar in bars} == {to_rgba(variant_colour(variant))}
+    assert {"+0.02 %", "+20.0 %", "+22.0 %"} <= {text.get_text() for text in ax.texts}
+
+
+@pytest.mark.parametrize(
+    ("percents", "start"),
+    [
+        ({"tokens_swapped": 0.02}, "Trained models lean on the CNN branch"),
+        ({"tokens_swapped": 0.2}, "How much the held-out loss grows"),
+        ({"tokens_swapped": 0.02, "itself_only": 90}, "How much the held-out loss grows"),
+    ],
+)
+def test_the_title_says_what_the_rows_show(percents, start):
+    assert title_of(plots.what_a_model_needs(uses_rows(**percents))).startswith(start)
+
+
+def test_dots_are_both_scores_of_every_detector():
+    rows = detection_rows()
+    figure = plots.lesions_found(rows)
+    for ax, (task, found) in zip(figure.axes, rows.groupby("task", sort=False), strict=True):
+        assert ax.get_title() == task
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        drawn = [(line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor() == "white") for line in dots]
+        expected = [
+            (row[name], place, name == "place_auroc")
+            for place, row in enumerate(found.to_dict("records"))
+            for name in ("auroc", "place_auroc")
+        ]
+        assert drawn == expected
+        colours = [line.get_color() for line in dots]
+        assert colours[:8] == [CONTROL_COLOUR] * 8
+        assert colours[8:] == [variant_colour(variant) for variant in VARIANTS for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("won", "start"),
+    [
+        (("foreign",), "Only on foreign lesions a model"),
+        (("bright", "foreign"), "Only on bright and foreign lesions a model"),
+        ((), "On no kind of lesions a model"),
+    ],
+)
+def test_the_title_names_the_tasks_that_a_model_wins(won, start):
+    assert title_of(plots.lesions_found(detection_rows(won))).startswith(start)
+
+
+def test_a_win_needs_both_scores():
+    rows = detection_rows()
+    rows.loc[(rows["task"] == "foreign") & (rows["detector"] == "depth"), "auroc"] = 0.99
+    assert title_of(plots.lesions_found(rows)).startswith("On no kind of lesions")
