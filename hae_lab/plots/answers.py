@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart, short_title
 from hae_lab.plots.verdicts import (
     Row,
     cell_name,
     cell_styles,
     in_percent,
     interval,
+    short_ticks,
     winner_and_loser,
 )
 from hae_lab.presets import CONTROL, DOCUMENT
@@ -45,17 +46,22 @@ def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mappi
             if row["equal"] == equal:
                 interval(ax, places[name], in_percent(row), lying=True, capsize=2, **_mark(row, styles))
         ax.axvline(0, color="black", linewidth=1)
-        ax.set_title(f"equal {equal}")
+        ax.set_title(equal)
+        short_ticks(ax.xaxis, 2)
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(list(places.values()), list(places))
     axes[0].set_ylim(len(places) - 0.5, -0.5)
-    axes[len(axes) // 2].set_xlabel("difference in % of the second, 95 % interval")
-    legend_outside(figure, None, "lower center", handles=_legend(rows, styles), ncols=4)
+    note = "above: what is held equal; below: difference in % of the second, 95 % interval"
+    legend_outside(figure, None, "lower center", handles=_legend(rows, styles), ncols=4, title=note)
     return figure
 
 
 def _row_name(row: Row) -> str:
-    return f"{row['data']}: {cell_name(row['first'])} − {cell_name(row['second'])}"
+    return f"{row['data']}: {_short(row['first'])} − {_short(row['second'])}"
+
+
+def _short(cell: str) -> str:
+    return short_title(cell).removesuffix(" (control)")
 
 
 def _order(names: Iterable[str]):
@@ -88,23 +94,17 @@ def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list
 
 
 def _verdicts_title(rows: pd.DataFrame) -> str:
-    """How many comparisons are decided, and how the hybrid blocks stand to the control in each panel."""
+    """How many comparisons are decided, and how often hybrid blocks beat the control in each panel."""
     valid = rows[rows["controls"] != NOT_FOUND]
-    decided = (valid["verdict"] != CANNOT_TELL).sum()
-    start = f"{decided} of {len(rows)} comparisons are decided"
+    start = f"{(valid['verdict'] != CANNOT_TELL).sum()} of {len(rows)} comparisons are decided"
     if len(valid) < len(rows):
         start += f", {len(rows) - len(valid)} are void"
-    told = [
-        f"{_hybrids(part)} at equal {equal}" for equal, part in valid.groupby("equal", sort=False) if _hybrids(part)
-    ]
-    return f"{start}; against the U-Net, hybrids are {listed(told)}" if told else start
+    against = valid[valid[["first", "second"]].eq(CONTROL).any(axis=1)]
+    told = [f"{_beaten(part)} of {len(part)} at equal {equal}" for equal, part in against.groupby("equal", sort=False)]
+    return f"{start}; hybrids beat the U-Net in {listed(told)}" if told else start
 
 
-def _hybrids(rows: pd.DataFrame) -> str:
-    """How often a version is better than the control, worse, and equal to it, in words."""
-    rows = rows[rows[["first", "second"]].eq(CONTROL).any(axis=1)]
-    pairs = list(map(winner_and_loser, rows.to_dict("records")))
-    better, worse = (sum(pair is not None and pair[side] == CONTROL for pair in pairs) for side in (1, 0))
-    counts = {"better": better, "worse": worse, EQUAL: int((rows["verdict"] == EQUAL).sum())}
-    counts["open"] = len(rows) - sum(counts.values())
-    return ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+def _beaten(rows: pd.DataFrame) -> int:
+    """How often the control is the worse of two."""
+    pairs = map(winner_and_loser, rows.to_dict("records"))
+    return sum(pair is not None and pair[1] == CONTROL for pair in pairs)

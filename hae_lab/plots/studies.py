@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
 from hae_lab.diffusion.metrics import metric_label
-from hae_lab.plots.base import PALETTE, Chart, chart, listed, new_chart, span, titled_axes
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, listed, new_chart, span, titled_axes
 from hae_lab.plots.verdicts import (
     KNOWN_WORSE,
     Row,
@@ -28,6 +28,7 @@ from hae_lab.plots.verdicts import (
     in_percent,
     interval,
     lines,
+    pair_names,
     pair_rows,
     seeds_legend,
     short_ticks,
@@ -70,7 +71,10 @@ def forest(
     require(len(stats) > 0, "no comparison to draw: stats has no pair of the cells of the rows")
     controls = comparisons.control_effects(study, metric, lower_better=lower_better)
     drawn = pd.concat([stats, controls.drop(columns=["data", "found"])], ignore_index=True) if len(controls) else stats
-    figure, own = titled_axes(study_title(comparison_title(stats, metric), study), ax)
+    title = study_title(comparison_title(stats, metric), study)
+    figure, own = (
+        titled_axes(title, ax) if ax is not None else _tall_axes(title, pair_names(drawn[["first", "second"]]))
+    )
     _margin_band(own, drawn)
     _forest_rows(own, study, drawn, metric, cell_styles(stats["first"], palette))
     pair_rows(own, drawn[["first", "second"]])
@@ -81,6 +85,13 @@ def forest(
     worse = [Line2D([], [], color=KNOWN_WORSE, marker="D", linewidth=2, label="known to be worse")]
     seeds_legend(figure, lines(note, absent(rows["cell"], order)), PALETTE[7], ax, worse if len(controls) else ())
     return figure
+
+
+def _tall_axes(title: str, names: Sequence[str]) -> tuple[Chart, Axes]:
+    """One axes in a new figure, higher than usual if the names of its rows have many lines."""
+    most = max(1 + name.count("\n") for name in names)
+    figure = new_chart(title, (SIZE[0], max(SIZE[1], 2 + len(names) * max(0.25, 0.14 * most))))
+    return figure, figure.subplots()
 
 
 def _forest_rows(ax: Axes, study: pd.DataFrame, drawn: pd.DataFrame, metric: str, styles: Mapping[str, Style]) -> None:

@@ -1,5 +1,6 @@
 """What the pictures of studies share: names and colours of cells, marks of intervals, and verdicts in words."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -23,6 +24,7 @@ from hae_lab.study.equivalence import BETTER, CANNOT_TELL, EQUAL
 COSTS = {"params": "parameters", "macs": "MACs", "ms": "time"}
 SCALES = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 MEAN, SEED = "#222222", PALETTE[9]  # where a mark stands for no cell
+LONG_NAME = 36  # letters
 KNOWN_WORSE = PALETTE[3]  # controls
 
 Row = Mapping[str, Any]
@@ -171,7 +173,8 @@ def verdict_text(row: Row, between: str) -> str:
     if row["verdict"] == EQUAL:
         return f"{within(row)}{between}apart ≤ {row['equal_within_percent']:.2g} %"
     only_holm = " (Holm)" if row["ci_low"] > 0 or row["ci_high"] < 0 else ""
-    verdict = f"{cell_name(pair[0])} better" if pair else CANNOT_TELL + only_holm
+    short = pair and len(cell_name(pair[0])) <= LONG_NAME / 3
+    verdict = (f"{cell_name(pair[0])} better" if short else row["verdict"]) if pair else CANNOT_TELL + only_holm
     least = 100 * row["minimum_detectable_difference"] / abs(row["mean_second"])
     return f"{verdict}{between}finds ≥ {least:.1f} %"
 
@@ -199,10 +202,16 @@ def short_ticks(axis: Axis, count: int) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
+def pair_names(pairs: pd.DataFrame) -> list[str]:
+    """The two cells of each pair (columns first, second); what is too long for the side of a page breaks."""
+    names = [f"{cell_name(first)} − {cell_name(second)}" for first, second in pairs.to_numpy(object)]
+    return [name if len(name) <= LONG_NAME else "\n".join(textwrap.wrap(name, 0.75 * LONG_NAME)) for name in names]
+
+
 def pair_rows(ax: Axes, pairs: pd.DataFrame) -> None:
     """A row of the axes for each pair (columns first, second), from the top, around a line at zero."""
-    names = [f"{cell_name(first)} − {cell_name(second)}" for first, second in pairs.to_numpy(object)]
-    ax.set_yticks(range(len(names)), names)
+    names = pair_names(pairs)
+    ax.set_yticks(range(len(names)), names, fontsize=None if max(map(len, names)) <= LONG_NAME else 9)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.axvline(0, color="black", linewidth=1)
