@@ -185,8 +185,8 @@ def run_reproduce(options: argparse.Namespace) -> None:
             print(line)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
-        if (options.out / "README.md").exists():
-            readme.update(options.out / "README.md")
+        for page in filter(Path.exists, (options.out / "README.md", options.out / "notebooks" / "README.md")):
+            readme.update(page)
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")

@@ -69,7 +69,22 @@ def test_readme_blocks_are_up_to_date(tmp_path):
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     (tmp_path / "data").symlink_to(ROOT / "data")
     assert not readme.update(copy), "run `python -m hae_lab reproduce`"
-    assert set(re.findall(r"<!-- generated: (\w+) -->", text)) == set(readme.BLOCKS)
+    for_class = (ROOT / "notebooks" / "README.md").read_text()
+    assert readme.PATTERN.sub(
+        lambda match: match[1] + readme.costs(ROOT / "notebooks") + "\n" + match[3], for_class
+    ) == (for_class), "run `python -m hae_lab reproduce`"
+    assert set(re.findall(r"<!-- generated: (\w+) -->", text + for_class)) == set(readme.BLOCKS)
+
+
+def test_the_plans_for_the_class_fill_their_time_and_name_what_is_there():
+    text = (ROOT / "notebooks" / "README.md").read_text()
+    short, long = text.split("## 90 minutes")[1].split("## Two days")
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", short, re.MULTILINE))) == 90
+    days = re.findall(r"^\| ([12]), (\d+) \|", long.split("## As slides")[0], re.MULTILINE)
+    minutes = {day: sum(int(length) for found, length in days if found == day) for day in "12"}
+    assert all(4.5 * 60 <= total <= 5 * 60 for total in minutes.values()), minutes  # with breaks, a day
+    for notebook in re.findall(r"\]\((\w+\.ipynb)\)", text):
+        assert (ROOT / "notebooks" / notebook).exists(), notebook
 
 
 def test_every_number_of_the_readme_table_is_in_data():

@@ -1,4 +1,4 @@
-"""The generated blocks of README.md: every number there comes from the same functions as data/.
+"""The generated blocks of README.md and notebooks/README.md: every number comes from the same functions as data/.
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
@@ -152,6 +152,17 @@ def notebook_lines(folder: str | Path = ".") -> str:
     return "\n".join(f"* [{name}]({name}.ipynb): {lesson}" for name, lesson in _lessons(folder).items())
 
 
+def costs(folder: Path) -> str:
+    """What each notebook of a folder needs and how long it takes, as its first cell says."""
+    rows = []
+    for path in notebooks.find(folder):
+        first = notebooks.read(path).cells[0].source
+        time, needs = (re.search(rf"^\| {key} \| (.+) \|$", first, re.MULTILINE)[1] for key in ("time", "you need"))
+        reading, _, running = time.partition(", ")
+        rows.append([f"[{path.stem}]({path.name})", reading, running.removesuffix(" to run"), needs])
+    return markdown_table(["notebook", "to read", "to run", "you need"], rows)
+
+
 def _lessons(folder: str | Path) -> dict[str, str]:
     """What each notebook teaches, by its name, in reading order."""
     lessons = {}
@@ -167,4 +178,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "advice": advice,
     "notebooks": notebook_list,
     "claims": claims,
+    "costs": costs,
 }
