@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from statsmodels.stats.multitest import multipletests
 
 from hae_lab import HAELabError
 from hae_lab.book import exercises
@@ -35,6 +36,11 @@ def own_token(row, column, side, sizes):
     return first + row // sizes[-1] * (side // sizes[-1]) + column // sizes[-1]
 
 
+def steps_alone(p_values):
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return [min(1, (len(p_values) - order.index(place)) * each) for place, each in enumerate(p_values)]
+
+
 RIGHT = {
     exercises.check_count_parameters: lambda module: sum(p.numel() for p in module.parameters()),
     exercises.check_ddim_step: ddim,
@@ -43,6 +49,7 @@ RIGHT = {
     exercises.check_own_token: own_token,
     exercises.check_concat_of_mean: lambda M: torch.cat([M, M], 1) / 2,
     exercises.check_mlp_params: lambda C, r: 2 * C * max(1, int(C * r)) + max(1, int(C * r)) + C,
+    exercises.check_holm: lambda p_values: multipletests(p_values, method="holm")[1],
 }
 
 WRONG = {
@@ -66,6 +73,9 @@ WRONG = {
     "not halved": (exercises.check_concat_of_mean, lambda M: torch.cat([M, M], 1), "would be right"),
     "swapped": (exercises.check_concat_of_mean, lambda M: torch.cat([M, M], 0) / 2, "shape"),
     "no biases": (exercises.check_mlp_params, lambda C, r: int(2 * C * C * r), "would be right"),
+    "Bonferroni": (exercises.check_holm, lambda p: [min(1, len(p) * each) for each in p], "three in order"),
+    "sorted": (exercises.check_holm, lambda p: sorted(multipletests(p, method="holm")[1]), "three out of order"),
+    "not monotone": (exercises.check_holm, steps_alone, "never smaller than one before"),
     "less than one": (exercises.check_mlp_params, lambda C, r: 2 * C * int(C * r) + int(C * r) + C, "C = 6, r = 0.1"),
 }
 

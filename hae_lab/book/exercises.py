@@ -115,6 +115,22 @@ def check_mlp_params(function: Callable[[int, float], int]) -> str:
     return "right for both MLPs, and for a bottleneck that would be narrower than one"
 
 
+def check_holm(function: Callable[[Sequence[float]], Sequence[float]]) -> str:
+    """`function(p_values)`: the p values after Holm's correction, in the order in which they came."""
+    cases = {
+        "one question": ([0.03], [0.03]),
+        "three in order": ([0.01, 0.02, 0.04], [0.03, 0.04, 0.04]),
+        "three out of order": ([0.04, 0.01, 0.02], [0.04, 0.03, 0.04]),
+        "never smaller than one before": ([0.01, 0.011, 0.5], [0.03, 0.03, 0.5]),
+        "never above 1": ([0.9, 0.8], [1.0, 1.0]),
+    }
+    for name, (given, right) in cases.items():
+        found = np.asarray(function(given), float)
+        same = found.shape == (len(right),) and np.allclose(found, right)
+        require(same, f"{name}: {given} gives {found.tolist()}, right is {right}")
+    return "right: times their number, in their order, and never above 1"
+
+
 def _same(case: str, found: Any, right: Any) -> None:
     require(found == right, f"{case}: {right} would be right, got {found}")
 
