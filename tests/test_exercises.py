@@ -36,9 +36,26 @@ def own_token(row, column, side, sizes):
     return first + row // sizes[-1] * (side // sizes[-1]) + column // sizes[-1]
 
 
-def steps_alone(p_values):
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    return [min(1, (len(p_values) - order.index(place)) * each) for place, each in enumerate(p_values)]
+def second_difference(count, width, step):
+    return (count(width + 2 * step) - 2 * count(width + step) + count(width)) / (2 * step**2)
+
+
+def cross_mask(grid, *, columns=True, blocked=True):
+    """By distances on the map, for every pair at once."""
+    place = torch.arange(grid.n_local)
+    row, column = place // grid.width, place % grid.width
+    seen = torch.ones(grid.n, grid.n, dtype=torch.bool)
+    alike = row[:, None] == row
+    seen[: grid.n_local, : grid.n_local] = alike | (column[:, None] == column) if columns else alike
+    return ~seen if blocked else seen
+
+
+def attention_macs(queries, keys, channels):
+    return 2 * (queries + keys) * channels**2 + 2 * queries * keys * channels
+
+
+def library_holm(p_values):
+    return multipletests(p_values, method="holm")[1]
 
 
 RIGHT = {
@@ -49,7 +66,10 @@ RIGHT = {
     exercises.check_own_token: own_token,
     exercises.check_concat_of_mean: lambda M: torch.cat([M, M], 1) / 2,
     exercises.check_mlp_params: lambda C, r: 2 * C * max(1, int(C * r)) + max(1, int(C * r)) + C,
-    exercises.check_holm: lambda p_values: multipletests(p_values, method="holm")[1],
+    exercises.check_square_coefficient: second_difference,
+    exercises.check_cross_mask: cross_mask,
+    exercises.check_attention_macs: attention_macs,
+    exercises.check_holm: library_holm,
 }
 
 WRONG = {
@@ -73,9 +93,30 @@ WRONG = {
     "not halved": (exercises.check_concat_of_mean, lambda M: torch.cat([M, M], 1), "would be right"),
     "swapped": (exercises.check_concat_of_mean, lambda M: torch.cat([M, M], 0) / 2, "shape"),
     "no biases": (exercises.check_mlp_params, lambda C, r: int(2 * C * C * r), "would be right"),
-    "Bonferroni": (exercises.check_holm, lambda p: [min(1, len(p) * each) for each in p], "three in order"),
-    "sorted": (exercises.check_holm, lambda p: sorted(multipletests(p, method="holm")[1]), "three out of order"),
-    "not monotone": (exercises.check_holm, steps_alone, "never smaller than one before"),
+    "one step, not two": (
+        exercises.check_square_coefficient,
+        lambda count, width, step: (count(width + step) - count(width)) / step**2,
+        "9 would be right",
+    ),
+    "not halved twice": (
+        exercises.check_square_coefficient,
+        lambda count, width, step: 2 * second_difference(count, width, step),
+        "nn.Conv2d(C, C, 3), from C = 64 in steps of 64: 9 would be right, got 18.0",
+    ),
+    "rows alone": (exercises.check_cross_mask, lambda grid: cross_mask(grid, columns=False), "pixel (0, 0)"),
+    "True means seen": (exercises.check_cross_mask, lambda grid: cross_mask(grid, blocked=False), "blocked"),
+    "all queries": (exercises.check_attention_macs, lambda m, n, C: attention_macs(n, n, C), "256 queries, 276 keys"),
+    "no projections": (exercises.check_attention_macs, lambda m, n, C: 2 * m * n * C, "would be right"),
+    "Bonferroni": (
+        exercises.check_holm,
+        lambda p_values: [min(1.0, len(p_values) * p) for p in p_values],
+        "p = (0.01, 0.04, 0.03): at (1,), 0.0600 would be right",
+    ),
+    "falls": (
+        exercises.check_holm,
+        lambda p_values: [(len(p_values) - sum(each < p for each in p_values)) * p for p in p_values],
+        "0.0600 would be right, got 0.0400",
+    ),
     "less than one": (exercises.check_mlp_params, lambda C, r: 2 * C * int(C * r) + int(C * r) + C, "C = 6, r = 0.1"),
 }
 

@@ -5,16 +5,20 @@ A check takes the reader's function, tries it on inputs that it has not seen, an
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab.checks import require
 from hae_lab.masks import TokenGrid
+from hae_lab.models.hybrid import HybridBlock
 from hae_lab.models.slots import BottleneckMLP, MeanFusion, token_mlp
+from hae_lab.presets import VARIANTS
 
 SparseMaskMaker = Callable[[int, float], Tensor]
 
@@ -115,20 +119,70 @@ def check_mlp_params(function: Callable[[int, float], int]) -> str:
     return "right for both MLPs, and for a bottleneck that would be narrower than one"
 
 
-def check_holm(function: Callable[[Sequence[float]], Sequence[float]]) -> str:
-    """`function(p_values)`: the p values after Holm's correction, in the order in which they came."""
+def check_square_coefficient(function: Callable[[Callable[[int], int], int, int], float]) -> str:
+    """`function(count, width, step)`: what stands before C² in `count(C)`, from three equally spaced widths."""
     cases = {
-        "one question": ([0.03], [0.03]),
-        "three in order": ([0.01, 0.02, 0.04], [0.03, 0.04, 0.04]),
-        "three out of order": ([0.04, 0.01, 0.02], [0.04, 0.03, 0.04]),
-        "never smaller than one before": ([0.01, 0.011, 0.5], [0.03, 0.03, 0.5]),
-        "never above 1": ([0.9, 0.8], [1.0, 1.0]),
+        "nn.Conv2d(C, C, 3)": (lambda C: nn.Conv2d(C, C, 3), 9),
+        "nn.Linear(C, 4 C)": (lambda C: nn.Linear(C, 4 * C), 4),
+        "nn.LayerNorm(C)": (nn.LayerNorm, 0),
+        "attention of C channels": (lambda C: nn.MultiheadAttention(C, 8), 4),
+        "a hybrid block of Lite": (lambda C: HybridBlock(C, 512, **VARIANTS["lite"]), 32),
+        "a hybrid block of V2": (lambda C: HybridBlock(C, 512, **VARIANTS["v2"]), 24.5),
     }
-    for name, (given, right) in cases.items():
-        found = np.asarray(function(given), float)
-        same = found.shape == (len(right),) and np.allclose(found, right)
-        require(same, f"{name}: {given} gives {found.tolist()}, right is {right}")
-    return "right: times their number, in their order, and never above 1"
+    for (name, (make, right)), (width, step) in product(cases.items(), ((64, 64), (128, 32))):
+        with torch.device("meta"):
+            found = function(lambda C, make=make: sum(each.numel() for each in make(C).parameters()), width, step)
+        _same(f"{name}, from C = {width} in steps of {step}", found, right)
+    return f"right for {', '.join(cases)}"
+
+
+def check_cross_mask(function: Callable[[TokenGrid], Tensor]) -> str:
+    """`function(grid)`: (n, n), True = blocked; a pixel sees its own row, its own column and all regional tokens."""
+    for grid in (TokenGrid(4, 4, (1, 2)), TokenGrid(8, 12, (1, 4)), TokenGrid(6, 4, (1, 4)), TokenGrid(16, 16)):
+        case = f"{grid.height} x {grid.width}, patches {grid.scales}"
+        mask = torch.as_tensor(function(grid))
+        _same(f"{case}: shape", tuple(mask.shape), (grid.n, grid.n))
+        _same(f"{case}: type", mask.dtype, torch.bool)
+        for query in range(grid.n_local):
+            row, column = divmod(query, grid.width)
+            seen = {row * grid.width + each for each in range(grid.width)}
+            seen |= {each * grid.width + column for each in range(grid.height)}
+            seen |= set(range(grid.n_local, grid.n))
+            found = set((~mask[query]).nonzero().flatten().tolist())
+            what = f"{case}: pixel ({row}, {column}); True means blocked; tokens that differ"
+            _same(what, sorted(found ^ seen), [])
+        empty = int(mask[grid.n_local :].all(1).sum())
+        _same(f"{case}: regional tokens that see nothing", empty, 0)
+    return "right for square and oblong maps, with one, two and no regional scales"
+
+
+def check_attention_macs(function: Callable[[int, int, int], int]) -> str:
+    """`function(queries, keys, C)`: multiply-accumulates of a dense attention layer, projections included.
+
+    What is right is counted by torch's own counter.
+    """
+    for queries, keys, channels in ((276, 276, 64), (256, 276, 64), (4096, 4416, 128), (1, 1, 8)):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            layer = nn.MultiheadAttention(channels, 8, batch_first=True)
+            kv = torch.empty(1, keys, channels)
+            layer(torch.empty(1, queries, channels), kv, kv)
+        right = counter.get_total_flops() // 2
+        _same(f"{queries} queries, {keys} keys, C = {channels}", function(queries, keys, channels), right)
+    return "right: as torch counts it, with all queries and with the pixels alone"
+
+
+def check_holm(function: Callable[[Sequence[float]], Sequence[float]]) -> str:
+    """`function(p_values)`: Holm's p values, in the order given."""
+    for p_values in ((0.01, 0.04, 0.03), (0.5,), (0.02, 0.02, 0.9, 0.001), (0.04, 0.2, 0.6)):
+        _close(f"p = {p_values}", torch.as_tensor(function(p_values)), torch.tensor(_holm(p_values)))
+    return "right: in the order given, never falling, never above 1"
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """By the definition: a p value is at least what every smaller one became."""
+    count = len(p_values)
+    scaled = [(count - sum(each < p for each in p_values)) * p for p in p_values]
+    return [min(1.0, max(s for s, each in zip(scaled, p_values, strict=True) if each <= p)) for p in p_values]
 
 
 def _same(case: str, found: Any, right: Any) -> None:
@@ -139,5 +193,5 @@ def _close(case: str, found: Any, right: Tensor) -> None:
     found = torch.as_tensor(found)
     _same(f"{case}: shape", tuple(found.shape), tuple(right.shape))
     place = tuple(int(i) for i in np.unravel_index(int((found - right).abs().argmax()), right.shape))
-    near = bool(torch.allclose(found, right, atol=1e-5))
+    near = bool(torch.allclose(found.to(right.dtype), right, atol=1e-5))
     require(near, f"{case}: at {place}, {right[place]:.4f} would be right, got {found[place]:.4f}")
