@@ -209,6 +209,15 @@ def test_normalise_drops_what_changes_from_run_to_run():
     assert [output.data["text/plain"] for output in normal.outputs] == ["<f at 0x0>"]
 
 
+def test_normalise_joins_what_was_printed_in_pieces():
+    pieces = [("stdout", "16"), ("stdout", "4033\n"), ("stderr", "50%"), ("stdout", "end")]
+    cell = nbformat.v4.new_code_cell("x")
+    cell.outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
+    cell.outputs.insert(2, nbformat.v4.new_output("display_data", {"text/plain": "picture"}))
+    normal = notebooks.normalise(nbformat.v4.new_notebook(cells=[cell])).cells[0]
+    assert [output.get("text", "picture") for output in normal.outputs] == ["164033\n", "picture", "end"]
+
+
 @EACH
 def test_blank_keeps_text_stubs_and_checks_and_drops_outputs_answers_and_solutions(path):
     notebook = notebooks.read(path)

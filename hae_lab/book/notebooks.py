@@ -127,8 +127,19 @@ def write_blank(folder: str | Path, out: str | Path) -> list[Path]:
     return [Path(out) / path.name for path in paths]
 
 
+def _joined(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
+    """Neighbouring pieces of one stream as one: where a kernel cuts what is printed depends on the clock."""
+    last: NotebookNode | None = None
+    for output in outputs:
+        if output.output_type == "stream" and last is not None and last.get("name") == output.name:
+            last.text += output.text
+            continue
+        last = output if output.output_type == "stream" else None
+        yield output
+
+
 def _normal_outputs(cell: NotebookNode) -> Iterator[NotebookNode]:
-    for output in cell.outputs:
+    for output in list(_joined(cell.outputs)):
         if output.output_type == "stream":
             if output.name == "stderr":
                 continue  # progress bars
