@@ -23,11 +23,12 @@ from hae_lab.models import HAEUNet
 
 SIZE = 32
 VALIDATION, TEST = 1, 0  # seeds of held-out heads; no model and no baseline has seen either
-IMAGES = {VALIDATION: 32, TEST: 64}
+IMAGES = {VALIDATION: 24, TEST: 48}
 SWEPT = "hae"  # the model that is swept; the others take its settings
 STARTS, GUIDANCES, WINDOWS, DRAWS = (200, 400, 600), (1.0, 3.0), (1, 3), 2
 STEPS = 10  # of the whole chain: strides of 100, since what is restored need not be a sharp sample
 USES_IMAGES = 128
+SETTINGS = {"start": float, "guidance": float}  # of a model; a baseline has gaps
 
 Settings = dict[str, float]  # start and guidance of a model; a baseline has none
 Differ = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> differences (draws, N, C, H, W)
@@ -43,7 +44,7 @@ def lesion_sweep() -> pd.DataFrame:
         for detector, settings, differ in [*_baselines(), *_settings_of(SWEPT)]
         for task in TASKS
     ]
-    return pd.concat(frames, ignore_index=True).round(5)
+    return pd.concat(frames, ignore_index=True).astype(SETTINGS).round(5)
 
 
 def _sweep(task: str, detector: str, settings: Settings, differ: Differ) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def lesion_detection(sweep: pd.DataFrame) -> pd.DataFrame:
         for detector in LESSON_VARIANTS if row["detector"] == SWEPT else (row["detector"],):
             named = _named(row["task"], detector, settings, row["sign"], int(row["window"]))
             rows.append(named | _scores(row["task"], differs[detector](settings), row["sign"], int(row["window"])))
-    return pd.DataFrame(rows).round(5)
+    return pd.DataFrame(rows).astype(SETTINGS).round(5)
 
 
 def _scores(task: str, differ: Differ, sign: str, window: int) -> dict[str, float]:

@@ -61,7 +61,7 @@ def what_a_model_needs(
         height = bar_step(len(variants))
         own.barh(centres, found["percent"], height, xerr=arms, color=colours[variant], label=variant_title(variant))
         for centre, row in zip(centres, found.itertuples(), strict=True):
-            text = f"{row.percent:+.1f} %" if abs(row.percent) >= UNSEEN else f"{row.percent:+.2f} %"
+            text = f"{row.percent:+.1f} %" if abs(row.percent) >= UNSEEN else f"{round(row.percent, 2) + 0.0:+.2f} %"
             own.annotate(
                 text, (max(row.percent_high, 0), centre), (6, 0), textcoords="offset points", va="center", fontsize=11
             )
@@ -69,7 +69,7 @@ def what_a_model_needs(
     own.invert_yaxis()
     own.set(
         xlabel="growth of the held-out loss in %",
-        xlim=(min(0, 1.1 * rows["percent_low"].min()), 1.15 * rows["percent_high"].max()),
+        xlim=(min(0, 1.1 * rows["percent_low"].min()), 1.2 * rows["percent_high"].max()),
     )
     own.grid(axis="y", visible=False)
     legend_outside(figure, ax, "lower center", ncols=len(variants))
