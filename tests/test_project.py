@@ -70,9 +70,7 @@ def test_readme_blocks_are_up_to_date(tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     assert not readme.update(copy), "run `python -m hae_lab reproduce`"
     for_class = (ROOT / "notebooks" / "README.md").read_text()
-    assert readme.PATTERN.sub(
-        lambda match: match[1] + readme.costs(ROOT / "notebooks") + "\n" + match[3], for_class
-    ) == (for_class), "run `python -m hae_lab reproduce`"
+    assert f"{readme.costs(ROOT / 'notebooks')}\n<!-- end -->" in for_class, "run `python -m hae_lab reproduce`"
     assert set(re.findall(r"<!-- generated: (\w+) -->", text + for_class)) == set(readme.BLOCKS)
 
 

@@ -69,4 +69,5 @@ def test_nbconvert_makes_a_talk_of_it(path):
     hidden = [cell for cell in notebook.cells if slide_type(cell) == "skip"]
     assert hidden
     numbers = re.findall(r"In&nbsp;\[(\d+)\]", page)
+    assert numbers
     assert not {str(cell.execution_count) for cell in hidden if cell.cell_type == "code"} & set(numbers)
