@@ -51,7 +51,7 @@ def empty_blocks(mask: SparseMask, tiles: tuple[int, ...] = TILES) -> dict[str, 
     queries = np.split(np.arange(mask.grid.n_local), range(first, mask.grid.n_local, first))
     keys = np.arange(0, n, first)
     kept = [[np.logical_or.reduceat(mask.seen(some, group), keys) for some in queries] for group in range(mask.groups)]
-    squares = np.array(kept)  # (groups, squares of queries, squares of keys)
+    squares: np.ndarray = np.array(kept)  # (groups, squares of queries, squares of keys)
     shares = {}
     for side in tiles:
         merged = squares
