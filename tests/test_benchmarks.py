@@ -1,5 +1,7 @@
 """What is benchmarked: the baselines do the document's work, and rows of other devices stay."""
 
+import warnings
+
 import pandas as pd
 import pytest
 import torch
@@ -8,11 +10,12 @@ from torch import nn
 
 import hae_lab.presets
 from hae_lab import HAELabError, build, rules, tables
-from hae_lab.audit import baselines, bench_compile, bench_layers, benchmarks
+from hae_lab.audit import baselines, bench_attention, bench_compile, bench_layers, benchmarks
 from hae_lab.audit.clone import read_table
+from hae_lab.diffusion.data import phantoms
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.profilers import backward_macs, compute, layer_times
+from hae_lab.profilers import backward_macs, compute, layer_times, timing
 from hae_lab.profilers.macs import total
 
 
@@ -46,18 +49,21 @@ def test_the_documents_way_shares_the_weights_and_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward + backward"])
-@pytest.mark.parametrize("name", benchmarks.LAYERS)
+@pytest.mark.parametrize("name", bench_attention.LAYERS)
 def test_every_layer_case_runs(name, direction):
-    benchmarks.layer_case(name, 8, direction)()
+    bench_attention.layer_case(name, 8, direction)()
 
 
 def test_sdpa_baseline_equals_the_documents_layer():
     grid = TokenGrid(8, 8)
-    layer, tokens = SparseMultiheadAttention(benchmarks.CHANNELS, benchmarks.HEADS), torch.randn(1, grid.n, 256)
-    blocked = benchmarks._blocked(grid, "cpu")
+    layer, tokens = (
+        SparseMultiheadAttention(bench_attention.CHANNELS, bench_attention.HEADS),
+        torch.randn(1, grid.n, 256),
+    )
+    blocked = bench_attention._blocked(grid, "cpu")
     with torch.no_grad():
-        document = benchmarks._documents_layer(baselines.multihead_attention(layer), tokens, blocked)
-        sdpa = benchmarks._sdpa_layer(layer, tokens, ~blocked)
+        document = bench_attention._documents_layer(baselines.multihead_attention(layer), tokens, blocked)
+        sdpa = bench_attention._sdpa_layer(layer, tokens, ~blocked)
         ours = layer(tokens, rules.mask_for("document", grid))
     assert torch.allclose(document, sdpa, atol=1e-5)
     assert torch.allclose(document[:, : grid.n_local], ours, atol=1e-5)
@@ -68,12 +74,12 @@ def test_core_limit_is_the_arithmetic_of_the_key_lists():
     keep = int(grid.n * (1 - 0.9))
     # a block of 64 queries reads a band and one draw of random columns
     most_keys = 64 + 2 * (keep // 2) + keep // 4
-    assert benchmarks.core_limit(64) == pytest.approx(grid.n**2 / (grid.n_local * most_keys), rel=0.02)
+    assert bench_attention.core_limit(64) == pytest.approx(grid.n / most_keys, rel=0.02)
 
 
-@pytest.mark.parametrize("way", [benchmarks.SDPA, benchmarks.SHARED])
+@pytest.mark.parametrize("way", [bench_attention.DENSE, bench_attention.SHARED])
 def test_every_core_case_runs(way):
-    benchmarks.core_case(way, 8)()
+    bench_attention.core_case(way, 8)()
 
 
 @pytest.fixture
@@ -81,13 +87,13 @@ def times(monkeypatch):
     """A clock that takes as many ms as told, case by case; what it was asked to time."""
     asked: list[list[str]] = []
 
-    def interleaved(cases, **options) -> pd.DataFrame:
+    def rounds(cases, repeats, **options) -> pd.DataFrame:
         asked.append(list(cases))
-        ms = [float(10 * (place + 1)) for place in range(len(cases))]
-        return pd.DataFrame({"case": list(cases), "ms_median": ms, "ms_q1": ms, "ms_q3": ms, "clock": "CPU time"})
+        return pd.DataFrame([[10.0 * (place + 1) for place in range(len(cases))]] * repeats, columns=list(cases))
 
-    monkeypatch.setattr(benchmarks, "interleaved", interleaved)
-    monkeypatch.setattr(benchmarks, "peak_bytes", lambda *case: 1000)
+    for module in (benchmarks, bench_attention, timing):
+        monkeypatch.setattr(module, "rounds", rounds)
+    monkeypatch.setattr(bench_attention, "peak_bytes", lambda *case: 1000)
     return asked
 
 
@@ -99,10 +105,15 @@ def test_masks_compare_two_ways_on_each_map(times):
     assert rows["speed_up"].tolist() == [1.0, 0.5] * 3
 
 
-def test_attention_tells_layers_from_cores(times, monkeypatch):
-    monkeypatch.setattr(benchmarks, "layer_case", lambda *case: None)
-    monkeypatch.setattr(benchmarks, "core_case", lambda *case: None)
-    rows = benchmarks.bench_attention(sides=(16,))
+@pytest.fixture
+def no_cases(monkeypatch):
+    monkeypatch.setattr(bench_attention, "layer_case", lambda *case: None)
+    monkeypatch.setattr(bench_attention, "core_case", lambda *case: None)
+
+
+def test_attention_tells_layers_from_cores(times, no_cases, monkeypatch):
+    monkeypatch.setattr(bench_attention, "COMPILERS", ())
+    rows = bench_attention.bench_attention(sides=(16,))
     assert rows.groupby(["part", "pass", "map"], sort=False).size().to_dict() == {
         ("layer", "forward", "16x16"): 8, ("core", "forward", "16x16"): 2, ("layer", "forward + backward", "16x16"): 8,
         ("core", "forward + backward", "16x16"): 2, ("layer", "forward", "128x128"): 3,
@@ -111,12 +122,42 @@ def test_attention_tells_layers_from_cores(times, monkeypatch):
     # cases take 10, 20, 30 ... ms: the document's layer, masked SDPA, the rules
     assert layer.loc["dense", "speed_up"] == 10 / 80
     assert layer.loc["dense", "speed_up_sdpa"] == 20 / 80
+    assert layer.loc["document", "speed_up_dense"] == 80 / 30
+    assert layer.loc["document", ["against", "verdict"]].tolist() == ["dense", "faster"]
+    assert layer.loc["document", "faster_percent"] == pytest.approx(100 * (1 - 30 / 80))
+    assert pd.isna(layer.loc["dense", "verdict"])
     core = rows[(rows["part"] == "core") & (rows["pass"] == "forward")].set_index("way")
-    assert core["speed_up_sdpa"].to_dict() == {"SDPA with the mask, all queries": 1.0, "document_shared": 0.5}
-    assert core.loc["document_shared", "limit"] == benchmarks.core_limit(16)
+    assert core["speed_up_dense"].to_dict() == {"dense": 1.0, "document_shared": 0.5}
+    assert core.loc["document_shared", ["against", "verdict"]].tolist() == ["dense", "slower"]
+    assert core.loc["document_shared", "limit"] == bench_attention.core_limit(16)
     assert rows.loc[rows["part"] == "core", ["speed_up", "peak_bytes"]].isna().all(axis=None)
     assert set(rows.loc[rows["part"] == "layer", "peak_bytes"]) == {1000}
     assert str(rows["peak_bytes"].dtype) == "Int64"
+
+
+def test_flex_attention_runs_on_the_largest_map_where_it_can(times, no_cases, monkeypatch):
+    monkeypatch.setattr(bench_attention.shutil, "which", lambda name: name)
+    rows = bench_attention.bench_attention(sides=(8, 16))
+    flex = rows[rows["way"].isin(bench_attention.FLEX)]
+    assert flex[["pass", "map"]].drop_duplicates().values.tolist() == [["forward", "16x16"]]
+    assert len(flex) == 2
+    assert flex["peak_bytes"].isna().all()
+    assert bench_attention.flex_ways("forward + backward", "cuda") == tuple(bench_attention.FLEX)
+
+
+def test_flex_attention_computes_what_ours_does(monkeypatch):
+    monkeypatch.setattr(bench_attention.torch, "compile", lambda function, dynamic: function)
+    grid = TokenGrid(16, 16)
+    layer, tokens = (
+        SparseMultiheadAttention(bench_attention.CHANNELS, bench_attention.HEADS),
+        torch.randn(1, grid.n, 256),
+    )
+    for rule in bench_attention.FLEX.values():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is slow without its compiler
+            core = bench_attention.flex_core(rule, grid, "cpu")
+            flex = bench_attention._flex_layer(layer, tokens, grid.n_local, core)
+            assert torch.allclose(flex, layer(tokens, rules.mask_for(rule, grid)), atol=1e-5)
 
 
 def test_a_model_is_compared_with_the_documents_way_of_its_variant(times, monkeypatch):
@@ -132,12 +173,35 @@ def test_a_model_is_compared_with_the_documents_way_of_its_variant(times, monkey
     assert speed_up["v2", "document"] == 100 / 80
 
 
+def test_models_are_compared_with_the_same_way_of_v2(times, monkeypatch):
+    tiny = {"brats128": hae_lab.PRESETS["tiny"]}
+    monkeypatch.setattr(hae_lab.presets, "PRESETS", hae_lab.PRESETS | tiny)
+    rows = benchmarks.bench_model().set_index(["variant", "way"])
+    assert rows["against"].fillna("").to_dict() == {
+        ("unet", ""): "v2 document", ("hae", "document"): "v2 document", ("lite", "document"): "v2 document",
+        ("hae", "document_shared"): "v2 document_shared", ("lite", "document_shared"): "v2 document_shared",
+        ("hae", "document's way"): "v2 document's way", ("lite", "document's way"): "v2 document's way",
+        ("v2", "document"): "", ("v2", "document_shared"): "v2 document", ("v2", "document's way"): "v2 document",
+    }  # fmt: skip
+    assert rows.loc[("hae", "document"), "faster_percent"] == pytest.approx(100 * (1 - 20 / 80))
+    assert set(rows["verdict"].dropna()) == {"faster", "slower"}
+
+
 def test_a_training_step_is_a_share_of_the_run(times):
-    rows = benchmarks.bench_training(steps=2).set_index(["variant", "way"])
-    assert rows.loc[("unet", "bare loop"), "ms_median"] == 10 / 2
-    assert rows.loc[("v2", "hae_lab"), ["ms_median", "ms_q1", "ms_q3"]].tolist() == [80 / 2] * 3
-    assert rows.loc[("v2", "hae_lab"), "speed_up"] == 70 / 80
-    assert rows.loc[("lite", "bare loop"), "speed_up"] == 1
+    rows = benchmarks.bench_training(steps={"lesson16": 2, "lesson32": 4}).set_index(["preset", "variant", "way"])
+    assert rows.loc[("lesson16", "unet", "bare loop"), "ms_median"] == 10 / 2
+    assert rows.loc[("lesson32", "unet", "bare loop"), "ms_median"] == 10 / 4
+    assert rows.loc[("lesson16", "v2", "hae_lab"), ["ms_median", "ms_q1", "ms_q3"]].tolist() == [80 / 2] * 3
+    assert rows.loc[("lesson16", "v2", "hae_lab"), "speed_up"] == 70 / 80
+    assert rows.loc[("lesson32", "lite", "bare loop"), "speed_up"] == 1
+    assert rows.loc[("lesson16", "lite", "hae_lab"), "against"] == "v2 hae_lab"
+    assert rows.loc["lesson32", "map"].unique().tolist() == ["32x32"]
+
+
+@pytest.mark.parametrize("loop", [benchmarks.bare_loop, benchmarks.our_loop])
+def test_training_loops_run(loop):
+    images = phantoms(32, 16)
+    loop("unet", "lesson16", images.images if loop is benchmarks.bare_loop else images, 1)
 
 
 @pytest.fixture
@@ -171,7 +235,7 @@ def test_committed_rows_have_the_columns_of_the_benchmark(what):
     rows = read_table(f"bench_{what}_cpu")
     assert list(rows.columns) == [name for name in benchmarks.COLUMNS if name in rows.columns]
     assert not rows[[name for name in rows.columns if name != "way"]].isna().all().any()
-    keys = ("variant", "part", "mask_rule", "way", "pass", "map", "path", "kind", "device_name")
+    keys = ("variant", "preset", "part", "mask_rule", "way", "pass", "map", "path", "kind", "device_name")
     assert not rows.duplicated([name for name in keys if name in rows.columns]).any()
     for names in (("ms_q1", "ms_median", "ms_q3"), ("speed_up_q1", "speed_up", "speed_up_q3")):
         if set(names) <= set(rows.columns):
@@ -181,13 +245,13 @@ def test_committed_rows_have_the_columns_of_the_benchmark(what):
 
 def test_speed_ups_are_paired_round_by_round(monkeypatch):
     """By a clock that slows down: medians of times alone would say something else."""
-    rounds = iter([(10.0, 5.0), (20.0, 5.0), (90.0, 60.0)])
+    ms = [(10.0, 5.0), (20.0, 5.0), (90.0, 60.0)]
 
-    def interleaved(cases, repeats, warmup, device) -> pd.DataFrame:
-        assert (list(cases), repeats) == (["eager", "compiled"], 1)
-        return pd.DataFrame({"case": list(cases), "ms_median": next(rounds), "threads": 1, "clock": "CPU time"})
+    def rounds(cases, repeats, device) -> pd.DataFrame:
+        assert repeats == len(ms)
+        return pd.DataFrame(ms, columns=list(cases))
 
-    monkeypatch.setattr(bench_compile, "interleaved", interleaved)
+    monkeypatch.setattr(bench_compile, "rounds", rounds)
     rows = bench_compile.in_rounds({"eager": None, "compiled": None}, "eager", 3, "cpu").set_index("way")
     assert rows.loc["eager", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.0, 1.0, 1.0]
     assert rows.loc["compiled", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.75, 2.0, 3.0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hae_lab.models import build, freeze
 from hae_lab.presets import config
-from hae_lab.profilers.timing import interleaved, predict, step_inputs
+from hae_lab.profilers.timing import predict, rounds, speed_ups, step_inputs, summary
 
 VARIANT, PRESET = "v2", "lesson32"
 EAGER, FROZEN, COMPILED = "eager", "frozen", "compiled"
@@ -36,14 +36,9 @@ def bench_compile(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
 
 def in_rounds(cases: Mapping[str, Callable[[], object]], baseline: str, repeats: int, device: str) -> pd.DataFrame:
     """A row a way: medians and quartiles of its time, and of the baseline's over it, paired round by round."""
-    rounds = [interleaved(cases, repeats=1, warmup=int(number == 0), device=device) for number in range(repeats)]
-    ms = pd.DataFrame({number: rows.set_index("case")["ms_median"] for number, rows in enumerate(rounds)})
-    ratios = ms.loc[baseline] / ms
-    quartiles = {"q1": 0.25, "median": 0.5, "q3": 0.75}
-    table = {f"ms_{name}": ms.quantile(share, axis=1) for name, share in quartiles.items()}
-    table |= {f"speed_up_{name}": ratios.quantile(share, axis=1) for name, share in quartiles.items()}
-    rows = pd.DataFrame(table).rename(columns={"speed_up_median": "speed_up"}).rename_axis("way").reset_index()
-    return rows.assign(repeats=repeats, **rounds[0].iloc[0][["threads", "clock"]])
+    ms = rounds(cases, repeats=repeats, device=device)
+    rows = summary(ms, device=device).rename(columns={"case": "way"})
+    return rows.assign(**speed_ups(ms, baseline, "speed_up"))
 
 
 def _cases(direction: str, batch: int, device: str) -> tuple[dict[str, Callable[[], object]], float]:

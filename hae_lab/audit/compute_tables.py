@@ -9,7 +9,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from hae_lab.audit.benchmarks import MODEL_CHANNELS, NO_BLOCKS, SHARED
+from hae_lab.audit.bench_attention import SHARED
+from hae_lab.audit.benchmarks import MODEL_CHANNELS, NO_BLOCKS
 from hae_lab.audit.measured import of_one_computer
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT, TABLE_PRESETS
 from hae_lab.checks import require

@@ -28,9 +28,9 @@ def step_times(bench_training: pd.DataFrame) -> pd.DataFrame:
     return of_one_computer(training_steps(bench_training)).set_index("variant")
 
 
-def training_steps(bench_training: pd.DataFrame) -> pd.DataFrame:
-    """The rows of our loop, a variant and computer each; the others are those of a bare loop."""
-    return bench_training[bench_training["way"] == OUR_LOOP]
+def training_steps(bench_training: pd.DataFrame, preset: str = "lesson16") -> pd.DataFrame:
+    """The rows of our loop, a variant and computer each; the others are those of a bare loop and of other presets."""
+    return bench_training[(bench_training["way"] == OUR_LOOP) & (bench_training["preset"] == preset)]
 
 
 def quality_differences(measured: Measured) -> pd.DataFrame:

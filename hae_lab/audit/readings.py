@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hae_lab.audit import compute_tables, parameter_tables, quality_tables, verdicts
-from hae_lab.audit.benchmarks import DOCUMENTS_WAY, LAYER, SHARED
+from hae_lab.audit.bench_attention import LAYER, SHARED
+from hae_lab.audit.benchmarks import DOCUMENTS_WAY
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
 from hae_lab.audit.verdicts import FAILS, HOLDS, OPEN, judge
@@ -238,8 +239,9 @@ def efficiency(measured: Measured) -> Iterator[Finding]:
         rows = measured.bench_model[measured.bench_model["way"] == way]
         scope = f"time of one denoising step, {PRESET} at 64 channels, batch 1, {way}"
         yield from _orders_of_times(scope, "bench_model", rows)
-    ours = quality_tables.training_steps(measured.bench_training)
-    yield from _orders_of_times("time of one training step, lesson16, batch 32", "bench_training", ours)
+    for preset in measured.bench_training["preset"].unique():
+        ours = quality_tables.training_steps(measured.bench_training, preset)
+        yield from _orders_of_times(f"time of one training step, {preset}, batch 32", "bench_training", ours)
 
 
 def _orders_of_times(scope: str, table: str, rows: pd.DataFrame) -> Iterator[Finding]:
@@ -251,14 +253,17 @@ def _orders_of_times(scope: str, table: str, rows: pd.DataFrame) -> Iterator[Fin
 
 
 def _order_of_times(times: pd.DataFrame) -> tuple[str, str]:
-    """The times of the document's three in percent of HAE's, and whether V2's is the lowest."""
+    """The times of the document's three in percent of HAE's, and whether V2's is the lowest.
+
+    Rows of a computer that has not measured in paired rounds have no verdicts.
+    """
     missing = [variant_title(variant) for variant in DOCUMENT if variant not in times.index]
     if missing:
         return f"not measured: {', '.join(missing)}", OPEN
     times = times.loc[list(DOCUMENT)]
     share = 100 * times["ms_median"] / times.loc["hae", "ms_median"]
     words = " / ".join(f"{value:.0f} %" for value in share) + " of HAE (HAE / Lite / V2)"
-    return words, verdicts.first_place(times.loc["v2"], times.drop("v2"))
+    return words, verdicts.first_place(times.drop("v2").reindex(columns=["verdict"])["verdict"])
 
 
 # one interface

@@ -1,7 +1,7 @@
 """The rules of the verdicts: every one follows from numbers.
 
 "holds" within one point of the claimed percentage, "nearly holds" within five, else "does not hold"; a measured order
-needs times whose quartiles do not overlap, and an order of quality needs differences over training seeds that are
+needs times that differ in rounds that are paired (`profilers.paired`), and an order of quality needs differences over training seeds that are
 decided after Holm, else "cannot tell"; a reversed pair or trend refutes it, and so does a pair that is equal within the
 margin its study declared. What a study says is "void" if it does not find a control that is known to be worse.
 """
@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from hae_lab.presets import DOCUMENT
+from hae_lab.profilers.paired import EQUAL as SAME_TIME
+from hae_lab.profilers.paired import FASTER, SLOWER
 from hae_lab.study.comparisons import NOT_FOUND
 from hae_lab.study.equivalence import EQUAL
 
@@ -36,11 +38,15 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(HOLDS, NEARLY, FAILS).index)
 
 
-def first_place(mine: pd.Series, others: pd.DataFrame) -> str:
-    """Whether one time is below all others: rows with ms_q1 and ms_q3, which must not overlap."""
-    if mine["ms_q3"] < others["ms_q1"].min():
-        return HOLDS
-    return FAILS if mine["ms_q1"] > others["ms_q3"].min() else OPEN
+def first_place(others: Iterable[str]) -> str:
+    """Whether one time is below all others, from the verdicts on these against it (`profilers.paired`).
+
+    One that is faster refutes it, and so does one that is equal within the margin.
+    """
+    others = list(others)
+    if set(others) & {FASTER, SAME_TIME}:
+        return FAILS
+    return HOLDS if set(others) == {SLOWER} else OPEN
 
 
 def better(pair: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hae_lab import tables
 from hae_lab.audit import parameter_tables
-from hae_lab.audit.benchmarks import SHARED
+from hae_lab.audit.bench_attention import SHARED
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
 from hae_lab.audit.readings import TIME
 from hae_lab.book import notebooks

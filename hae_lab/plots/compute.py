@@ -50,6 +50,7 @@ RULE_COLOURS = {
 }  # fmt: skip
 RULE_MARKERS = "osD^vXP*<>"
 SHARED = "document_shared"  # our fastest rule that keeps the document's law
+DENSE = "dense"  # the rule that hides nothing, the denominator
 LAYER, CORE = "layer", "core"  # what a row of the benchmark measures
 
 
@@ -156,67 +157,69 @@ def _level_title(rows: pd.DataFrame, variant: str) -> str:
 def attention_speed_up(
     rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
 ) -> Chart:
-    """Measured speed-up of the whole attention layer against n, over both baselines; `order` and `palette`: mask rules.
+    """Measured speed-up of the whole attention layer over dense SDPA against n; `order` and `palette`: ways.
 
-    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, speed_up and
-    speed_up_sdpa (gaps where there is nothing to compare with), limit, device_name, threads, clock, channels. The
-    forward passes on the first computer are drawn.
+    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, ms_median, ms_q1, ms_q3,
+    limit, device_name, threads, clock, channels. Bars span the quartiles of a way's own time. The first computer, and
+    the maps where `dense` was measured, are drawn.
     """
-    rows = rows[(rows["pass"] == "forward") & (rows["device_name"] == rows["device_name"].iloc[0])]
-    cores = rows[(rows["part"] == CORE) & rows["limit"].gt(1)].sort_values("n")
-    layers = rows[rows["part"] == LAYER]
-    baselines = layers.loc[layers["speed_up"].eq(1) | layers["speed_up_sdpa"].eq(1), "way"].unique()
-    layers = layers[~layers["way"].isin(baselines)]
+    rows = rows[rows["device_name"] == rows["device_name"].iloc[0]]
+    layers = over_dense(rows[rows["part"] == LAYER])
+    require(not layers.empty, "no layer in the rows was measured beside the rule dense")
     styles = rule_styles(layers["way"], palette)
-    lines = {rule: layers[layers["way"] == rule].sort_values("n") for rule in rules_in_order(layers["way"], order)}
-    require(any(line["speed_up"].notna().any() for line in lines.values()), "no layer in the rows has a speed_up")
-    figure = new_chart(_speed_up_title(lines))
-    left, right = figure.subplots(1, 2, sharex=True)
-    _speed_up_lines(left, lines, styles, "speed_up", "speed-up over the document's layer")
-    _speed_up_lines(right, lines, styles, "speed_up_sdpa", "speed-up over SDPA with the mask")
-    for way, core in cores.groupby("way", sort=False):
-        right.plot(core["n"], core["limit"], "k--", label=f"limit n² / (n_local K),\n{way}")
-        right.plot(core["n"], core["speed_up_sdpa"], "k:", marker="*", label="its core, no projections")
-    handles, labels = right.get_legend_handles_labels()
+    figure = new_chart(_speed_up_title(layers))
+    axes = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)[0]
+    for ax, direction in zip(axes, ("forward", "forward + backward"), strict=True):
+        here = layers[layers["pass"] == direction]
+        for way in rules_in_order(layers["way"], order):
+            _speed_up_line(ax, here[here["way"] == way].sort_values("n"), way, styles[way])
+        core = rows[(rows["part"] == CORE) & (rows["pass"] == direction) & rows["limit"].gt(1)].sort_values("n")
+        for way, its in core.groupby("way", sort=False):
+            ax.plot(
+                its["n"], its["limit"], "k--", label=f"limit of {way}, n / K:\nK keys that its kernel reads a query"
+            )
+        sizes = sorted(layers["n"].unique())
+        ax.set(xscale="log", yscale="log", xlabel=f"tokens n, {direction}")
+        ax.set_xticks(sizes, [f"{n:,.0f}" for n in sizes])
+        ax.xaxis.minorticks_off()
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0].set_ylabel("speed-up over dense SDPA, local queries")
+    handles, labels = axes[0].get_legend_handles_labels()
     legend_outside(figure, None, "lower center", handles=handles, labels=labels, ncols=3)
     figure.text(0.99, 0.005, _conditions(rows.iloc[0]), ha="right", fontsize=10)
     return figure
 
 
-def _speed_up_title(lines: Mapping[str, pd.DataFrame]) -> str:
-    """The fastest of the rules that keep the document's law, on the largest map where both baselines ran."""
-    rule = SHARED if SHARED in lines else next(iter(lines))
-    ran = lines[rule].dropna(subset=["speed_up", "speed_up_sdpa"])
-    if ran.empty:
-        return f"{rule} was not measured beside the document's layer"
-    best = ran.nlargest(1, "n").iloc[0]
+def over_dense(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of layers measured beside `dense`: with the columns faster, and low and high, its ends, in times of dense."""
+    dense = rows[rows["way"] == DENSE].set_index(["pass", "n"])["ms_median"].rename("dense_ms")
+    rows = rows.join(dense, on=["pass", "n"], how="inner")
+    ends = {"faster": "ms_median", "low": "ms_q3", "high": "ms_q1"}
+    return rows.assign(**{name: rows["dense_ms"] / rows[column] for name, column in ends.items()})
+
+
+def _speed_up_line(ax: Axes, line: pd.DataFrame, way: str, style: Mapping[str, str]) -> None:
+    spread = [line["faster"] - line["low"], line["high"] - line["faster"]]
+    ax.errorbar(line["n"], line["faster"], spread, label="dense SDPA" if way == DENSE else way, capsize=3, **style)
+
+
+def _speed_up_title(layers: pd.DataFrame) -> str:
+    """The fastest rule that keeps the document's law, on the largest map; dense SDPA is the strongest if it is."""
+    forward = layers[layers["pass"] == "forward"]
+    largest = forward[forward["n"] == forward["n"].max()].set_index("way")
+    rule = SHARED if SHARED in largest.index else "document"
+    if rule not in largest.index:
+        return "Attention layers beside dense SDPA"
+    beaten = largest.loc[~largest.index.isin(RULE_COLOURS), "faster"].max() > 1
+    baseline = "dense SDPA" if beaten else "dense SDPA, the strongest baseline"
     name = "Shared random columns make" if rule == SHARED else f"{rule} makes"
-    return (
-        f"{name} the layer {best['speed_up']:.0f} times faster than the document's, "
-        f"{best['speed_up_sdpa']:.1f} times faster than a fused kernel (n = {best['n']:,.0f})"
-    )
+    times, n = largest.loc[rule, "faster"], largest.loc[rule, "n"]
+    return f"{name} the layer {times:.1f} times faster than {baseline} (n = {n:,.0f})"
 
 
 def _conditions(row: Mapping[str, Any]) -> str:
     threads = f"{row['threads']:.0f} thread{'s' if row['threads'] != 1 else ''}"
     return f"{row['device_name']}, {threads}, {row['clock']}, C = {row['channels']:.0f}"
-
-
-def _speed_up_lines(
-    ax: Axes, lines: Mapping[str, pd.DataFrame], styles: Mapping[str, Mapping[str, str]], column: str, label: str
-) -> None:
-    for rule, line in lines.items():
-        line = line[line[column].notna()]
-        ax.plot(line["n"], line[column], label=rule, **styles[rule])
-    ax.axhline(1, color="black", linewidth=1)
-    ax.set(xscale="log", yscale="log", xlabel="tokens n", ylabel=label)
-    drawn = pd.concat(list(lines.values()))
-    drawn = drawn[drawn[column].notna()]
-    sizes = sorted(drawn["n"].unique())
-    ax.set_xticks(sizes, [f"{n:,.0f}" for n in sizes])
-    ax.minorticks_off()
-    ax.set_yticks([ticks for ticks in (0.5, 1, 2, 5, 10, 20, 50, 100) if ticks <= 1.5 * drawn[column].max()])
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @chart

@@ -32,6 +32,11 @@ def interleaved(
 
     Columns: case, ms_median, ms_q1, ms_q3, repeats, threads, clock. The number of torch threads is restored.
     """
+    return summary(rounds(cases, repeats=repeats, warmup=warmup, threads=threads, device=device), threads, device)
+
+
+def rounds(cases: Cases, *, repeats: int = 15, warmup: int = 1, threads: int = 1, device: str = "cpu") -> pd.DataFrame:
+    """The milliseconds behind `interleaved`: a row a round, a column a case."""
     require_whole("repeats", repeats, 1)
     require_whole("warmup", warmup, 0)
     threads_before = torch.get_num_threads()
@@ -42,12 +47,24 @@ def interleaved(
         seconds = [[_seconds(run, device) for run in cases.values()] for _ in range(repeats)]
     finally:
         torch.set_num_threads(threads_before)
-    q1, median, q3 = 1000 * np.quantile(np.array(seconds), [0.25, 0.5, 0.75], axis=0)
+    return pd.DataFrame(1000 * np.array(seconds), columns=list(cases))
+
+
+def summary(ms: pd.DataFrame, threads: int = 1, device: str = "cpu") -> pd.DataFrame:
+    """Medians and quartiles of `rounds`, as `interleaved` returns them."""
+    q1, median, q3 = np.quantile(ms, [0.25, 0.5, 0.75], axis=0)
     clock = "CPU time" if device == "cpu" else "wall time"
     return pd.DataFrame(
-        {"case": list(cases), "ms_median": median, "ms_q1": q1, "ms_q3": q3}
-        | {"repeats": repeats, "threads": threads, "clock": clock}
+        {"case": ms.columns, "ms_median": median, "ms_q1": q1, "ms_q3": q3}
+        | {"repeats": len(ms), "threads": threads, "clock": clock}
     )
+
+
+def speed_ups(ms: pd.DataFrame, baseline: str, name: str) -> dict[str, np.ndarray]:
+    """The baseline's time over that of each case in the same round: median and quartiles, as columns of `summary`."""
+    ratios = ms[[baseline]].to_numpy() / ms.to_numpy()
+    q1, median, q3 = np.quantile(ratios, [0.25, 0.5, 0.75], axis=0)
+    return {name: median, f"{name}_q1": q1, f"{name}_q3": q3}
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:
