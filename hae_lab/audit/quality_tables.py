@@ -67,7 +67,9 @@ def quality_controls(measured: Measured) -> pd.DataFrame:
     Columns: study, and those of `comparisons.control_effects`.
     """
     effects = {name: comparisons.control_effects(rows) for name, rows in measured.studies.items()}
-    return pd.concat([found.assign(study=name)[["study", *found.columns]] for name, found in effects.items()])
+    named = [found.assign(study=name)[["study", *found.columns]] for name, found in effects.items()]
+    # without the empty ones, whose columns have no types
+    return pd.concat([found for found in named if len(found)] or named[:1], ignore_index=True)
 
 
 def quality_order(measured: Measured) -> pd.DataFrame:
