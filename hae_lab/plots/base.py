@@ -18,6 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from hae_lab.checks import require, require_name
 from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
@@ -60,14 +61,14 @@ def legend_outside(figure: Figure, ax: Axes | None, place: str, **options: Any) 
         write_legend(ax, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, **options)
 
 
-def write_legend(owner: Figure | Axes, ncols: int = 1, **options: Any) -> None:
+def write_legend(owner: Figure | Axes, ncols: int = 1, **options: Any) -> Legend:
     """A legend of a figure or axes without a frame, in up to `ncols` columns: as many as its width has room for."""
     axes = owner.axes if isinstance(owner, Figure) else [owner]
     drawn = [label for ax in axes for label in ax.get_legend_handles_labels()[1]]
     labels = options.get("labels") or [handle.get_label() for handle in options.get("handles", ())] or drawn
     inches = max(1.0, owner.get_window_extent().width / axes[0].figure.dpi)
     columns = columns_that_fit(labels, ncols, inches, current_style().settings["legend.fontsize"])
-    owner.legend(ncols=columns, **{"frameon": False} | options)
+    return owner.legend(ncols=columns, **{"frameon": False} | options)
 
 
 def mark_claim(ax: Axes, x: Sequence[float], y: Sequence[float], **options: Any) -> None:

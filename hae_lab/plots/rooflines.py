@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hae_lab.plots.base import PALETTE, Chart, chart, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, write_legend
 
 KIND_STYLES = {
     "convolution": (PALETTE[0], "o"), "linear": (PALETTE[2], "s"), "sparse attention": (PALETTE[3], "*"),
@@ -40,7 +40,7 @@ def roofline(rows: pd.DataFrame) -> Chart:
     idle = rows.loc[rows["macs"] == 0, "share_percent"].sum()
     ax.plot([], [], " ", label=f"without MACs, {idle:.0f} % of the time")
     ax.set(xscale="log", yscale="log", xlabel="FLOPs a byte moved", ylabel="GFLOP/s")
-    legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    legend = write_legend(figure, loc="outside lower center", ncols=2)
     for handle in legend.legend_handles[: working["kind"].nunique()]:
         handle.set_sizes([70])
     where = rows.iloc[0]
