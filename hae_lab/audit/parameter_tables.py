@@ -21,7 +21,7 @@ from hae_lab.profilers.params import parameter_formulas, parameter_parts, parame
 CLAIM_PERCENT = {"hae": 100.0, "lite": 70.0, "v2": 40.0}
 PUBLISHED_PRESET = "wide128"
 PUBLISHED_MILLIONS = {"hae": 683.8, "lite": 469.9, "v2": 275.3}
-# what the published revision really was: other places for the blocks in each variant
+# what the published revision really was: other places for HAE's blocks than for those of Lite and V2
 PUBLISHED_CHANGES: dict[str, dict[str, Any]] = {
     "hae": {"placement": "attention"},
     "lite": {"placement": "everywhere"},
