@@ -101,19 +101,24 @@ def lesion_detection(sweep: pd.DataFrame) -> pd.DataFrame:
     for variant in LESSON_VARIANTS:
         model = lesson_model(variant)
         differs[variant] = lambda settings, model=model: lambda images: model_differences(model, images, **settings)
-    rows = []
+    healthy = phantoms(IMAGES[TEST], SIZE, TEST, split="held-out").images
+    rows, on_healthy = [], {}  # the differences of healthy heads serve several tasks
     for _, row in chosen.iterrows():
         settings = {} if pd.isna(row["start"]) else {"start": row["start"], "guidance": row["guidance"]}
+        ill = lesion_task(row["task"], IMAGES[TEST], SIZE, seed=TEST)
         for detector in LESSON_VARIANTS if row["detector"] == SWEPT else (row["detector"],):
+            differ, key = differs[detector](settings), (detector, *settings.values())
+            if key not in on_healthy:
+                on_healthy[key] = differ(healthy)
+            both = (differ(ill.images), on_healthy[key])
+            maps, healthy_maps = (difference_maps(each, row["sign"], int(row["window"])) for each in both)
             named = _named(row["task"], detector, settings, row["sign"], int(row["window"]))
-            rows.append(named | _scores(row["task"], differs[detector](settings), row["sign"], int(row["window"])))
+            rows.append(named | _scores(maps, healthy_maps, ill))
     return pd.DataFrame(rows).astype(SETTINGS).round(5)
 
 
-def _scores(task: str, differ: Differ, sign: str, window: int) -> dict[str, float]:
-    ill = lesion_task(task, IMAGES[TEST], SIZE, seed=TEST)
-    healthy = phantoms(IMAGES[TEST], SIZE, TEST, split="held-out").images
-    maps, healthy_maps = (difference_maps(differ(images), sign, window) for images in (ill.images, healthy))
+def _scores(maps: Tensor, healthy_maps: Tensor, ill: ImageSet) -> dict[str, float]:
+    assert ill.masks is not None
     inside = inside_head(ill.images)
     each = pd.DataFrame(detection_by_image(maps, ill.masks, inside))
     mean = each.mean()
@@ -125,15 +130,14 @@ def _scores(task: str, differ: Differ, sign: str, window: int) -> dict[str, floa
         "image_auroc_low": mean["auroc"] - half,
         "image_auroc_high": mean["auroc"] + half,
         "image_dice": mean["dice"],
-        "place_auroc": _place_auroc(maps, healthy_maps, ill),
+        "place_auroc": _place_auroc(maps, healthy_maps, ill.masks),
     }
 
 
-def _place_auroc(maps: Tensor, healthy_maps: Tensor, ill: ImageSet) -> float:
+def _place_auroc(maps: Tensor, healthy_maps: Tensor, masks: Tensor) -> float:
     """AUROC of the pixels of the lesions against the same pixels of the same heads without them."""
-    assert ill.masks is not None
-    both, truth = torch.cat([maps, healthy_maps]), torch.cat([ill.masks, torch.zeros_like(ill.masks)])
-    return detection(both, truth, torch.cat([ill.masks, ill.masks]))["auroc"]
+    both, truth = torch.cat([maps, healthy_maps]), torch.cat([masks, torch.zeros_like(masks)])
+    return detection(both, truth, torch.cat([masks, masks]))["auroc"]
 
 
 def what_a_model_uses() -> pd.DataFrame:
