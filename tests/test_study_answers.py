@@ -62,6 +62,13 @@ def test_the_title_counts_decisions_and_wins(gaps, steps, time):
     )
 
 
+def test_a_pair_of_two_studies_stands_once_with_the_more_seeds():
+    rows = table(APART, data=("phantoms",))
+    again = table({}, data=("phantoms",)).query("equal == 'steps'").assign(study="before", n_seeds=3)
+    both = pd.concat([again, rows], ignore_index=True)
+    assert plots.quality_verdicts(both).png() == plots.quality_verdicts(rows).png()
+
+
 def test_other_cells_and_metrics_are_left_out():
     rows = table(APART)
     more = pd.concat([rows, rows.assign(metric="swd"), rows.assign(first="HAE, no CNN branch")], ignore_index=True)

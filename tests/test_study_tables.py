@@ -48,11 +48,12 @@ def test_curves_end_in_the_loss_of_the_run(name):
     assert (curves.groupby(["cell", "seed"])["loss"].diff().dropna() < 0).all()  # every run learns
 
 
-def test_seeds_and_steps_are_those_the_question_needs():
-    fewest = {"variants": 10, "digits": 5, "slots": 5, "bottleneck": 5, "masks": 3, "patches": 3}
+def test_seeds_are_those_the_question_needs():
+    fewest = {"variants": 5, "digits": 5, "slots": 5, "bottleneck": 5, "masks": 3, "patches": 3}
     assert all(len(STUDIES[name].seeds) >= count for name, count in fewest.items())
     for name in ("variants", "digits"):
-        assert {cell.experiment.recipe.steps for cell in STUDIES[name].cells} == {300}
+        seeds = pd.Series([run.cell.label for run in STUDIES[name].planned]).value_counts()
+        assert (seeds[["unet", "hae", "lite", "v2"]] >= 10).all()
     assert {cell.experiment.config.mask_rule for cell in STUDIES["masks"].cells} == {
         "dense", "document", "document_shared", "always_regional", "window2d", "spatial_reduction",
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """The picture of what all studies say together: every comparison of the variants."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -33,11 +33,14 @@ def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mappi
     """
     statistics.require_columns(rows, "data", "equal", "metric", "controls", "first", "second", "verdict")
     of_variants = rows["first"].isin(CELLS) & rows["second"].isin(CELLS) & (rows["metric"] == metric)
-    rows = rows[of_variants].drop_duplicates(["data", "equal", "first", "second"])  # a pair of two studies: once
+    rows = rows[of_variants].sort_values("n_seeds", ascending=False, kind="stable")
+    # a pair that two studies hold stands here once, with the more seeds
+    rows = rows.drop_duplicates(["data", "equal", "first", "second"]).sort_index()
     require(len(rows) > 0, f"no comparison of the variants by {metric}")
     figure = new_chart(_verdicts_title(rows))
+    rows = rows.sort_values(["data", "second", "first"], key=_places(rows["data"]), kind="stable")
     names = rows.apply(_row_name, axis=1)
-    places = {name: place for place, name in enumerate(sorted(set(names), key=_order(names)))}
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     styles = cell_styles(CELLS, palette)
     panels = list(rows["equal"].unique())
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
@@ -64,11 +67,10 @@ def _short(cell: str) -> str:
     return short_title(cell).removesuffix(" (control)")
 
 
-def _order(names: Iterable[str]):
-    """Data sets in the order of the rows, pairs within them."""
-    seen = list(dict.fromkeys(names))
-    data = list(dict.fromkeys(name.partition(":")[0] for name in seen))
-    return lambda name: (data.index(name.partition(":")[0]), seen.index(name))
+def _places(data: pd.Series) -> Callable[[pd.Series], pd.Series]:
+    """The key that sorts data sets as they come, and cells as in `CELLS`."""
+    places = {name: place for place, name in enumerate([*CELLS, *data.unique()])}
+    return lambda column: column.map(places)
 
 
 def _mark(row: Row, styles: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
