@@ -258,10 +258,10 @@ def test_macs_by_level_draws_each_account_from_its_own_column():
 def test_speed_ups_stand_at_their_sizes_between_their_quartiles():
     rows = plot_rows.attention()
     figure = plots.attention_speed_up(rows)
-    layers = rows[rows["part"] == "layer"].set_index(["pass", "way", "n"])
+    layers = rows[rows["part"] == "layer"].set_index(["pass", "way", "n"]).sort_index()
     for ax, direction in zip(figure.axes, ("forward", "forward + backward"), strict=True):
         drawn = {bars.get_label(): bars for bars in ax.containers}
-        ways = [way for way in layers.loc[direction].index.unique("way")]
+        ways = list(layers.loc[direction].index.unique("way"))
         assert set(drawn) >= {"dense SDPA" if way == "dense" else way for way in ways}
         for way in ways:
             bars = drawn["dense SDPA" if way == "dense" else way]

@@ -1,4 +1,4 @@
-"""What `hae-lab bench attention` measures: ours under each rule, the document's layer, fused attention, FlexAttention."""
+"""What `hae-lab bench attention` measures: our rules, the document's layer, fused attention, FlexAttention."""
 
 import shutil
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def speed_up(rows: pd.DataFrame, by: str | list[str], *baselines: str) -> pd.Ser
 
 
 def layer_case(name: str, side: int, direction: str = "forward", device: str = "cpu") -> Callable[[], object]:
-    """One pass of an attention layer over a square map: the document's, masked SDPA, FlexAttention, ours with a rule."""
+    """One pass of an attention layer over a square map: the document's, masked SDPA, FlexAttention, or ours."""
     grid = TokenGrid(side, side)
     tokens = torch.randn(1, grid.n, CHANNELS, generator=torch.Generator().manual_seed(0)).to(device)
     layer = SparseMultiheadAttention(CHANNELS, HEADS).to(device)
@@ -110,13 +110,14 @@ def layer_case(name: str, side: int, direction: str = "forward", device: str = "
     return _in_direction(run, direction, tokens)
 
 
-def flex_core(rule: str, grid: TokenGrid, device: str) -> Callable[..., Tensor]:
+def flex_core(rule: str, grid: TokenGrid, device: str, compiled: bool = True) -> Callable[..., Tensor]:
     """FlexAttention under a rule, compiled at its first call: q (1, heads, n_local, d), k and v (1, heads, n, d)."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     seen = mask_mod(rule, grid, heads=HEADS, device=device)
     block_mask = create_block_mask(seen, None, HEADS, grid.n_local, grid.n, device=device)
-    return partial(torch.compile(flex_attention, dynamic=False), block_mask=block_mask)
+    attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    return partial(attend, block_mask=block_mask)
 
 
 def core_case(name: str, side: int, direction: str = "forward", device: str = "cpu") -> Callable[[], object]:

@@ -31,8 +31,8 @@ MODEL_CHANNELS = 64  # of the models that are timed: half of the preset, so that
 BARE_LOOP, OUR_LOOP = "bare loop", "hae_lab"
 MASK_LOOP, MASK_INDEX = "document's row loop", "index form"
 COLUMNS = (
-    "variant", "preset", "part", "mask_rule", "way", "pass", "map", "batch", "n", "channels", "heads", "path", "module", "kind",
-    "calls", "forward_ms", "backward_ms", "ms", "share_percent", "macs", "bytes_moved", "flops_per_byte",
+    "variant", "preset", "part", "mask_rule", "way", "pass", "map", "batch", "n", "channels", "heads", "path", "module",
+    "kind", "calls", "forward_ms", "backward_ms", "ms", "share_percent", "macs", "bytes_moved", "flops_per_byte",
     "gflops_per_second", "peak_gflops_per_second", "gbytes_per_second", "step_ms", "overhead_percent", "ms_median",
     "ms_q1", "ms_q3", "speed_up", "speed_up_q1", "speed_up_q3", "compile_s", "speed_up_sdpa", "speed_up_dense",
     "against", "faster_percent", "p_value", "equal_within_percent", "verdict", "limit", "peak_bytes", "repeats",
@@ -143,7 +143,7 @@ def bench(what: str, folder: str | Path = "data", device: str = "cpu") -> tuple[
 
 
 def _first_variant(cases: Mapping[Pair, Case], first_way: str) -> dict[Pair, Pair]:
-    """With which case each is compared: the same way of V2; V2's other ways, and what has none of them, with its first."""
+    """With which case each is compared: the same way of V2; what V2 has not, and its other ways, with its first."""
     first = (FASTEST, first_way)
     same = {case: (FASTEST, case[1]) for case in cases if case[0] != FASTEST}
     others = {case: first for case in cases if case[0] == FASTEST and case != first}

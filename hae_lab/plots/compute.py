@@ -159,9 +159,9 @@ def attention_speed_up(
 ) -> Chart:
     """Measured speed-up of the whole attention layer over dense SDPA against n; `order` and `palette`: ways.
 
-    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, ms_median, ms_q1, ms_q3,
-    limit, device_name, threads, clock, channels. Bars span the quartiles of a way's own time. The first computer, and
-    the maps where `dense` was measured, are drawn.
+    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, ms_median, ms_q1,
+    ms_q3, limit, device_name, threads, clock, channels. Bars span the quartiles of a way's own time. Drawn are the
+    first computer, and the maps where `dense` was measured.
     """
     rows = rows[rows["device_name"] == rows["device_name"].iloc[0]]
     layers = over_dense(rows[rows["part"] == LAYER])
@@ -191,7 +191,7 @@ def attention_speed_up(
 
 
 def over_dense(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of layers measured beside `dense`: with the columns faster, and low and high, its ends, in times of dense."""
+    """Rows of layers measured beside `dense`, with the columns faster, low and high: dense's time over this one's."""
     dense = rows[rows["way"] == DENSE].set_index(["pass", "n"])["ms_median"].rename("dense_ms")
     rows = rows.join(dense, on=["pass", "n"], how="inner")
     ends = {"faster": "ms_median", "low": "ms_q3", "high": "ms_q1"}

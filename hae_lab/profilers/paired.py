@@ -59,14 +59,14 @@ def _centre(logs: np.ndarray) -> tuple[float, float, float]:
     """The Hodges-Lehmann centre, and the ends of its interval that both one-sided tests at 5 % leave over."""
     first, second = np.triu_indices(len(logs))
     means = np.sort((logs[first] + logs[second]) / 2)  # Walsh averages
-    outside = _outside(len(logs))
+    outside = _outside(len(logs), ALPHA)
     return float(np.median(means)), float(means[outside]), float(means[-1 - outside])
 
 
 @lru_cache
-def _outside(n: int) -> int:
-    """Most Walsh averages beyond a margin at which a one-sided test at 5 % passes, by the exact law of the rank sum."""
+def _outside(n: int, alpha: float) -> int:
+    """Most Walsh averages beyond a margin at which a one-sided test passes, by the exact law of the rank sum."""
     counts = np.ones(1)
     for rank in range(1, n + 1):
         counts = np.convolve(counts, np.concatenate([[0.5], np.zeros(rank - 1), [0.5]]))
-    return int((counts.cumsum() <= ALPHA).sum()) - 1
+    return int((counts.cumsum() <= alpha).sum()) - 1
