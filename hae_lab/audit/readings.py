@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hae_lab.audit import compute_tables, parameter_tables, quality_tables, verdicts
-from hae_lab.audit.bench_attention import LAYER, SHARED
+from hae_lab.audit.bench_attention import FLEX, LAYER, SHARED
 from hae_lab.audit.benchmarks import DOCUMENTS_WAY
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
@@ -147,7 +147,7 @@ def _measured_layer(rows: pd.DataFrame) -> Iterator[Finding]:
 def _denominators(run: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The document's layer, PyTorch's kernels, our dense layer; of a kernel for one rule's mask, that of this rule."""
     others = run[~run["way"].isin(RULES) | (run["way"] == DENSE)]
-    of_rule = others["mask_rule"].fillna(rule) == rule if "mask_rule" in others else True
+    of_rule = others["way"].map(FLEX).fillna(rule) == rule
     return others[of_rule & others["ms_median"].notna()]
 
 

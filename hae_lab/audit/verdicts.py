@@ -3,8 +3,8 @@
 "holds" within one point of the claimed percentage, "nearly holds" within five, else "does not hold"; a measured order
 needs times that differ in rounds that are paired (`profilers.paired`), and an order of quality needs differences over
 training seeds that are decided after Holm, else "cannot tell"; a reversed pair or trend refutes it, and so does a pair
-that is equal within the declared margin. What a study says is "void" if it does not find a control that is known to be
-worse.
+that is equal within the margin its study declared. What a study says is "void" if it does not find a control that is
+known to be worse.
 """
 
 from collections.abc import Iterable, Mapping
