@@ -157,7 +157,7 @@ FIGURES: dict[str, FigureSource] = {
     "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
     "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
     "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
-    "how_many_seeds": FigureSource(draw_conclusions, ("study_variants",)),
+    "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),
     "what_a_model_needs": FigureSource(plots.what_a_model_needs, ("what_a_model_uses",)),
 }
