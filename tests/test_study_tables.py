@@ -49,11 +49,10 @@ def test_curves_end_in_the_loss_of_the_run(name):
 
 
 def test_seeds_are_those_the_question_needs():
-    fewest = {"variants": 5, "digits": 5, "slots": 5, "bottleneck": 5, "masks": 3, "patches": 3}
+    fewest = {"variants": 4, "twins": 5, "digits": 5, "slots": 5, "bottleneck": 5, "masks": 3, "patches": 3}
     assert all(len(STUDIES[name].seeds) >= count for name, count in fewest.items())
-    for name in ("variants", "digits"):
-        seeds = pd.Series([run.cell.label for run in STUDIES[name].planned]).value_counts()
-        assert (seeds[["unet", "hae", "lite", "v2"]] >= 10).all()
+    seeds = pd.Series([run.cell.label for run in STUDIES["twins"].planned]).value_counts()
+    assert (seeds[["unet", "hae", "lite", "v2"]] >= 10).all()
     assert {cell.experiment.config.mask_rule for cell in STUDIES["masks"].cells} == {
         "dense", "document", "document_shared", "always_regional", "window2d", "spatial_reduction",
     }  # fmt: skip
@@ -68,7 +67,7 @@ def test_cells_at_equal_cost_have_it(name):
         place, other = (cell.label, cell.experiment.data), (cell.reference, cell.experiment.data)
         images = [cells[key].steps * cells[key].batch_size for key in (place, other)] if cell.reference else []
         if cell.role == "equal parameters":
-            assert costs.loc[place, "params"] / costs.loc[other, "params"] == pytest.approx(1, abs=0.06)
+            assert costs.loc[place, "params"] / costs.loc[other, "params"] == pytest.approx(1, abs=0.09)  # widths are even
         elif cell.role == "equal MACs":
             mine, theirs = (costs.loc[key, "macs"] * count for key, count in zip((place, other), images, strict=True))
             assert mine / theirs == pytest.approx(1, abs=0.02)
