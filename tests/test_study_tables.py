@@ -67,7 +67,8 @@ def test_cells_at_equal_cost_have_it(name):
         place, other = (cell.label, cell.experiment.data), (cell.reference, cell.experiment.data)
         images = [cells[key].steps * cells[key].batch_size for key in (place, other)] if cell.reference else []
         if cell.role == "equal parameters":
-            assert costs.loc[place, "params"] / costs.loc[other, "params"] == pytest.approx(1, abs=0.09)  # widths are even
+            ratio = costs.loc[place, "params"] / costs.loc[other, "params"]
+            assert ratio == pytest.approx(1, abs=0.09)  # widths are even
         elif cell.role == "equal MACs":
             mine, theirs = (costs.loc[key, "macs"] * count for key, count in zip((place, other), images, strict=True))
             assert mine / theirs == pytest.approx(1, abs=0.02)

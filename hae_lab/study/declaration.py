@@ -153,6 +153,14 @@ class Study:
         trial = {} if TRIALS.is_own(self.trial) else {self.trial: TRIALS.find(self.trial)}
         return parts_of(cell.experiment) | {TRIALS.kind: trial}
 
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What is declared about all rows: margins, and looks if there may be several."""
+        margins = {
+            "margin_percent" if name == "loss" else f"margin_percent_{name}": m for name, m in self.margins.items()
+        }
+        return margins | ({"looks": self.looks} if self.looks > 1 else {})
+
     def static(self, progress: bool = False) -> pd.DataFrame:
         """A row a cell, nothing trained: cell, data, the fields that vary, params, macs, macs_dense, macs_kept.
 
@@ -215,7 +223,7 @@ class Study:
         from hae_lab.study import comparisons, tables
 
         runs = self.planned_at(look)
-        rows = tables.results(self, runs, store)
+        rows = tables.results(self.name, self.declared, runs, store)
         return len(rows) < len(runs) or comparisons.all_decided(rows)
 
     def results(self, store: str | Path = STORE) -> pd.DataFrame:
@@ -224,7 +232,7 @@ class Study:
         wherever and whenever they ran."""
         from hae_lab.study import tables
 
-        return tables.results(self, self.needed(store), store)
+        return tables.results(self.name, self.declared, self.needed(store), store)
 
     def curves(self, store: str | Path = STORE) -> pd.DataFrame:
         """Learning curves of the finished runs, by cell and seed: cell, data, seed, step, loss."""

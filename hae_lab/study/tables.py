@@ -3,16 +3,13 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from hae_lab.study.grid import Cell
 from hae_lab.study.store import Run, Store
-
-if TYPE_CHECKING:
-    from hae_lab.study.declaration import Study
 
 LOG = ["status", "seconds", "host", "started", "finished", "versions", "traceback", "code", "key"]
 
@@ -25,16 +22,15 @@ def static(cells: Iterable[Cell], progress: bool = False) -> pd.DataFrame:
     return pd.DataFrame([_cell_columns(cell) | static_counts(cell.experiment.config) for cell in bar])
 
 
-def results(study: "Study", runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
-    """See `Study.results`; of these runs."""
+def results(study: str, declared: dict[str, Any], runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
+    """See `Study.results`; of these runs of the study of that name, with what it declares about all of its rows."""
     from hae_lab.profilers.formulas import static_counts
 
-    said = _declared(study)
     rows = [
-        {"study": study.name}
+        {"study": study}
         | _role_columns(run.cell)
         | {"seed": run.seed}
-        | said
+        | declared
         | static_counts(run.cell.experiment.config)
         | {metric: value for metric, value in metrics.items() if metric != "curve"}
         | {"key": run.key}
@@ -46,12 +42,6 @@ def results(study: "Study", runs: Iterable[Run], store: str | Path) -> pd.DataFr
     # a later run may have more metrics, and a later cell a reference
     first = [name for name in ("study", "cell", "role", "reference") if name in frame.columns]
     return frame[[*first, *(name for name in frame.columns if name not in (*first, "key")), "key"]]
-
-
-def _declared(study: "Study") -> dict[str, Any]:
-    """What a study declares about all of its rows: margins, and looks if there may be several."""
-    margins = {"margin_percent" if name == "loss" else f"margin_percent_{name}": m for name, m in study.margins.items()}
-    return margins | ({"looks": study.looks} if study.looks > 1 else {})
 
 
 def metric_columns(results: pd.DataFrame) -> list[str]:
