@@ -73,7 +73,7 @@ def test_picture_has_a_row_a_rule_and_a_column_a_head(model, path):
     inputs, grid = sample_inputs(model.config), TokenGrid(8, 8)
     weights = {rule: attention_maps(model, inputs, path, PIXEL, rule).weights for rule in ("dense", "document")}
     figure = plots.attention_heads(inputs["x"][0, 0].numpy(), weights, grid, PIXEL, "two rules, eight heads")
-    assert len(figure.axes) == 2 * 8
+    assert len(figure.axes) == 2 * 8 + 1  # and the key of the colours
     shown = figure.axes[8].images[1].get_array()
     strength = weights["document"][0, :64].reshape(8, 8)
     assert np.allclose(shown, strength / strength.max())

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 
-from hae_lab import VARIANTS, HAEConfig, config, plots
+from hae_lab import VARIANTS, HAEConfig, HAELabError, config, plots
 from hae_lab.family import hybrid_sites
 from hae_lab.plots.base import Chart, short, variant_colour
 from hae_lab.profilers.anatomy import hybrid_family, hybrid_table, unet_rows, unet_table
@@ -180,7 +180,6 @@ def test_the_unet_follows_its_config(changes):
         {"fusion": "mean"},
         {"regions": "pooled"},
         {"cnn_branch": False},
-        {"transformer_branch": False},
         {"mstb_heads": 4},
         {"mask_rule": "dense"},
         {"sparsity": 0.5},
@@ -252,3 +251,9 @@ def test_short_counts(count, expected):
 
 def test_short_counts_with_more_digits():
     assert short(7_478_016, 3, " ") == "7.48 M"
+
+
+def test_a_block_without_its_transformer_is_not_drawn():
+    rows = hybrid_table({"hae": config("hae", "tiny", transformer_branch=False)})
+    with pytest.raises(HAELabError, match="a block without its Transformer is two convolutions"):
+        plots.hybrid_blocks(rows)

@@ -18,7 +18,10 @@ from hae_lab import HAELabError, plots
 from hae_lab.audit import registry, reproduce
 from hae_lab.plots.page import columns_that_fit, wrapped
 
-TWO_COLUMNS_ONLY = {"mask_rules", "hybrid_blocks", "slot_ladder"} | {f"unet_{name}" for name in plot_rows.FOUR}
+TWO_COLUMNS_ONLY = {
+    "mask_rules", "hybrid_blocks", "slot_ladder", "attention_speed_up", "quality_verdicts", "quality_forest",
+    "gain_shares", "lesions_found", *(f"unet_{name}" for name in plot_rows.FOUR),
+}  # fmt: skip
 TOUCH = 1.5  # points that writing may reach into the frame of other writing, which has room for accents
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, listed, new_chart, short_title
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, listed, new_chart, short_title
 from hae_lab.plots.verdicts import (
     Row,
     cell_name,
@@ -37,7 +37,7 @@ def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mappi
     # a pair that two studies hold stands here once, with the more seeds
     rows = rows.drop_duplicates(["data", "equal", "first", "second"]).sort_index()
     require(len(rows) > 0, f"no comparison of the variants by {metric}")
-    figure = new_chart(_verdicts_title(rows))
+    figure = new_chart(_verdicts_title(rows), least=SIZE[0])
     rows = rows.sort_values(["data", "second", "first"], key=_places(rows["data"]), kind="stable")
     names = rows.apply(_row_name, axis=1)
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}

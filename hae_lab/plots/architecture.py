@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.path import Path
 
-from hae_lab.checks import require_name
+from hae_lab.checks import require, require_name
 from hae_lab.plots.base import (
     INK,
     Chart,
@@ -242,6 +242,8 @@ def hybrid_blocks(
     names, colours = ordered(rows["variant"], order or [*rows["variant"]]), variant_colours(rows["variant"], palette)
     blocks = {name: rows[(rows["variant"] == name) & (rows["step"] != "input")] for name in names}
     cards = {name: _cards(block, colours[name]) for name, block in blocks.items()}
+    whole = all(TOKENS in diagram for diagram in cards.values())
+    require(whole, "a block without its Transformer is two convolutions; hybrid_blocks draws blocks that have one")
     keys = [key for key in dict.fromkeys(key for diagram in cards.values() for key in diagram) if key != CNN]
     heights = {key: max(_height(diagram[key][0]) for diagram in cards.values() if key in diagram) for key in keys}
     height = HEADER + sum(heights.values()) + GAP * (len(heights) + 1) + 0.35

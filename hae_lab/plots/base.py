@@ -38,10 +38,10 @@ REFERENCE = DOCUMENT[0]  # the variant that columns percent_of_hae measure again
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def titled_axes(title: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """One axes in a new figure, or the user's own, under the title."""
+def titled_axes(title: str, ax: Axes | None = None, least: float = 0.0) -> tuple[Figure, Axes]:
+    """One axes in a new figure, of a width from `least` inches of the talk, or the user's own, under the title."""
     if ax is None:
-        figure = new_chart(title)
+        figure = new_chart(title, least=least)
         return figure, figure.subplots()
     width = max(1.0, ax.get_window_extent().width / ax.figure.dpi)
     points = current_style().settings["axes.titlesize"]

@@ -16,6 +16,7 @@ from hae_lab.plots.base import (
     INK,
     PALETTE,
     REFERENCE,
+    SIZE,
     Chart,
     bar_places,
     bar_step,
@@ -167,7 +168,7 @@ def attention_speed_up(
     layers = over_dense(rows[rows["part"] == LAYER])
     require(not layers.empty, "no layer in the rows was measured beside the rule dense")
     styles = rule_styles(layers["way"], palette)
-    figure = new_chart(_speed_up_title(layers))
+    figure = new_chart(_speed_up_title(layers), least=SIZE[0])
     axes = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)[0]
     for ax, direction in zip(axes, ("forward", "forward + backward"), strict=True):
         here = layers[layers["pass"] == direction]

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hae_lab.plots.base import PALETTE, chart, listed, span, titled_axes
+from hae_lab.plots.base import PALETTE, SIZE, chart, listed, span, titled_axes
 from hae_lab.plots.verdicts import KNOWN_WORSE, cell_name, cell_styles, interval
 from hae_lab.presets import VARIANTS
 from hae_lab.study.grid import CONTROL, QUESTION
@@ -24,7 +24,7 @@ def gain_shares(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None,
     """
     order = rows["role"].map({QUESTION: 0, CONTROL: 2}).fillna(1)
     rows = rows.assign(order=order).sort_values("order", kind="stable").reset_index(drop=True)
-    figure, own = titled_axes(_title(rows), ax)
+    figure, own = titled_axes(_title(rows), ax, least=SIZE[0])
     colours = _colours(rows, palette)
     for place, row in enumerate(rows.to_dict("records")):
         shown = {name: row[f"gain_share_{name}"] for name in ("mean", "ci_low", "ci_high")}

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from hae_lab.plots.base import (
     CONTROL_COLOUR,
+    SIZE,
     Chart,
     bar_places,
     bar_step,
@@ -95,7 +96,7 @@ def lesions_found(
     detectors = [name for name in (order or dict.fromkeys(rows["detector"])) if name in set(rows["detector"])]
     tasks = list(dict.fromkeys(rows["task"]))
     colours = dict.fromkeys(detectors, CONTROL_COLOUR) | variant_colours(_models(detectors), palette)
-    figure = new_chart(_detection_title(rows))
+    figure = new_chart(_detection_title(rows), least=SIZE[0])
     panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
     for ax, task in zip(panels, tasks, strict=True):
         found = rows[rows["task"] == task].set_index("detector").reindex(detectors)

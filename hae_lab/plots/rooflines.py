@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, write_legend
 
@@ -40,6 +41,8 @@ def roofline(rows: pd.DataFrame) -> Chart:
     idle = rows.loc[rows["macs"] == 0, "share_percent"].sum()
     ax.plot([], [], " ", label=f"without MACs, {idle:.0f} % of the time")
     ax.set(xscale="log", yscale="log", xlabel="FLOPs a byte moved", ylabel="GFLOP/s")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     legend = write_legend(figure, loc="outside lower center", ncols=2)
     for handle in legend.legend_handles[: working["kind"].nunique()]:
         handle.set_sizes([70])

@@ -90,7 +90,8 @@ def forest(
 def _tall_axes(title: str, names: Sequence[str]) -> tuple[Chart, Axes]:
     """One axes in a new figure, higher than usual if the names of its rows have many lines."""
     most = max(1 + name.count("\n") for name in names)
-    figure = new_chart(title, (SIZE[0], max(SIZE[1], 2 + len(names) * max(0.25, 0.14 * most))))
+    least = SIZE[0] if len(names) > CROWDED else 0.0
+    figure = new_chart(title, (SIZE[0], max(SIZE[1], 2 + len(names) * max(0.25, 0.14 * most))), least)
     return figure, figure.subplots()
 
 

@@ -95,7 +95,8 @@ def _dead_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
             if isinstance(module, AttentionBlock):
                 yield f"{path}.encoder_kv", "the model has no classes"
     blocks = [(path, module) for path, module in model.named_modules() if isinstance(module, MSTB)]
-    for (path, block), (_, level) in zip(blocks, hybrid_sites(config), strict=True):
+    sites = hybrid_sites(config) if blocks else []  # a hybrid block may have no Transformer
+    for (path, block), (_, level) in zip(blocks, sites, strict=True):
         for index, reason in _dead_scales(block, config.sizes[level]):
             yield f"{path}.regional_norms.{index}", reason
             yield f"{path}.patch_projections.{index}", reason
