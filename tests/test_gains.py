@@ -10,6 +10,8 @@ from hae_lab import plots
 from hae_lab.audit.gain_tables import gain_shares
 from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.bounds import loss_bounds
+from hae_lab.plots.gains import AT_COST
+from hae_lab.plots.verdicts import KNOWN_WORSE
 
 OWN, SHARED = (getattr(loss_bounds("twins"), name)["loss"] for name in ("own", "shared"))
 LOSSES = {
@@ -67,9 +69,12 @@ def test_the_picture_draws_every_share_with_its_interval(rows):
     assert {name for name, _ in order[:2]} == {"U-Net (control)", "HAE"}
     assert [name for name, _ in order[2:]] == ["half", "narrow"]
     known = shares.assign(title=shares["cell"].map(plots.variant_title)).set_index("title")
+    colours = {plots.variant_title(name): plots.variant_colour(name) for name in ("unet", "hae")}
+    colours |= {"half": AT_COST, "narrow": KNOWN_WORSE}
     for place, (name, seeds) in enumerate(order):
         assert int(seeds.rstrip(")")) == known.loc[name, "n_seeds"]
         drawn = ax.containers[place]
+        assert drawn.lines[0].get_color() == colours[name]
         assert drawn.lines[0].get_xdata()[0] == pytest.approx(known.loc[name, "gain_share_mean"])
         if known.loc[name, "n_seeds"] > 1:
             ends = drawn.lines[2][0].get_segments()[0][:, 0]

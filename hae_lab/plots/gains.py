@@ -1,14 +1,13 @@
 """A picture of quality as an absolute number: the share of what can be gained, where the least loss is known."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hae_lab.plots.base import PALETTE, SIZE, chart, listed, span, titled_axes
-from hae_lab.plots.verdicts import KNOWN_WORSE, cell_name, cell_styles, interval
+from hae_lab.plots.base import PALETTE, SIZE, chart, listed, span, titled_axes, variant_colours
+from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN, cell_name, interval
 from hae_lab.presets import VARIANTS
 from hae_lab.study.grid import CONTROL, QUESTION
 
@@ -39,10 +38,10 @@ def gain_shares(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None,
     return figure
 
 
-def _colours(rows: pd.DataFrame, palette: Mapping[str, str] | None) -> dict[Any, str]:
-    mine = {cell: style["color"] for cell, style in cell_styles(rows["cell"], palette).items() if cell in VARIANTS}
-    roles = {QUESTION: "#222222", CONTROL: KNOWN_WORSE}
-    return {row.cell: mine.get(row.cell, roles.get(row.role, AT_COST)) for row in rows.itertuples()}
+def _colours(rows: pd.DataFrame, palette: Mapping[str, str] | None) -> dict[str, str]:
+    """Of each cell: a variant has its own, all others that of what they are for."""
+    variants, roles = variant_colours(palette=palette), {QUESTION: MEAN, CONTROL: KNOWN_WORSE}
+    return {row.cell: variants.get(row.cell, roles.get(row.role, AT_COST)) for row in rows.itertuples()}
 
 
 def _title(rows: pd.DataFrame) -> str:

@@ -183,10 +183,10 @@ def _attention(config: HAEConfig, section: str, level: int) -> Iterator[Layer]:
 def _hybrid(config: HAEConfig, section: str, level: int) -> Iterator[Layer]:
     c, size, heads = config.channels[level], config.sizes[level], config.mstb_heads
     grid = TokenGrid(size, size, config.patch_sizes)
-    spanned, run, kept = _mask_counts(RULES.find(config.mask_rule), grid, config.sparsity, config.mask_seed, heads)
-    keys, pairs = (spanned, grid.n, spanned), (run, heads * grid.n_local * grid.n, kept)
-    if not config.transformer_branch:
-        keys, pairs = (0, 0, 0), (0, 0, 0)
+    keys = pairs = (0, 0, 0)
+    if config.transformer_branch:
+        spanned, run, kept = _mask_counts(RULES.find(config.mask_rule), grid, config.sparsity, config.mask_seed, heads)
+        keys, pairs = (spanned, grid.n, spanned), (run, heads * grid.n_local * grid.n, kept)
     for part, cost in _unmasked(config, c, grid).items():
         projected = [2 * each * c**2 if part == "attention" else 0 for each in keys]  # keys and values
         yield Layer(section, level, "hybrid block", part, cost.params, *(cost.macs + each for each in projected))
@@ -197,17 +197,21 @@ def _unmasked(config: HAEConfig, c: int, grid: TokenGrid) -> dict[str, Cost]:
     """Parts of a hybrid block of c channels, without the work of attention that depends on its mask."""
     pixels = grid.n_local
     half = _sum(_norm(c), _conv(c, c, pixels))
-    transformer = {
-        "norms": Cost((len(config.patch_sizes) + 1) * 2 * c, 0),
-        "projections": _slot(config, "regions", c, grid),
-        "attention": Cost(4 * (c**2 + c), 2 * pixels * c**2),  # MACs of queries and of the out-projection
-        "MLP": _slot(config, "mlp", c, grid),
-    }
     return {
         "timestep": _linear(config.time_embed_dim, c),
         "CNN branch": _sum(half, half) if config.cnn_branch else NOTHING,
-        **(transformer if config.transformer_branch else dict.fromkeys(transformer, NOTHING)),
+        **(_transformer(config, c, grid) if config.transformer_branch else dict.fromkeys(MSTB_PARTS, NOTHING)),
         "fusion": _slot(config, "fusion", c, grid),
+    }
+
+
+def _transformer(config: HAEConfig, c: int, grid: TokenGrid) -> dict[str, Cost]:
+    """The parts of the Transformer branch, in the order of `MSTB_PARTS`."""
+    return {
+        "norms": Cost((len(config.patch_sizes) + 1) * 2 * c, 0),
+        "projections": _slot(config, "regions", c, grid),
+        "attention": Cost(4 * (c**2 + c), 2 * grid.n_local * c**2),  # MACs of queries and of the out-projection
+        "MLP": _slot(config, "mlp", c, grid),
     }
 
 

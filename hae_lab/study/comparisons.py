@@ -54,11 +54,11 @@ def differences(rows: pd.DataFrame, metric: str = "loss") -> pd.DataFrame:
 
     `controls` says whether the study finds its controls on these data: "found", "not found" or "none".
     """
-    parts = []
+    parts, controls = [], {data: controls_found(rows, data) for data in rows["data"].unique()}
     for family in families(rows):
         if family.rows["cell"].nunique() > 1 and family.rows[metric].notna().all():
             found = paired_differences(family.rows, metric)
-            labels = {"data": family.data, "equal": family.equal, "controls": controls_found(rows, family.data)}
+            labels = {"data": family.data, "equal": family.equal, "controls": controls[family.data]}
             parts.append(pd.DataFrame(labels, index=found.index).join(found))
     require(len(parts) > 0, "no comparison: no data set has two or more cells")
     return pd.concat(parts, ignore_index=True)

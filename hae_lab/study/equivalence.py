@@ -3,8 +3,6 @@
 Source of the tests: Schuirmann 1987, https://doi.org/10.1007/BF01068419.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -62,8 +60,3 @@ def verdicts(found: pd.DataFrame, detected: np.ndarray, alpha: float) -> np.ndar
     tell".
     """
     return np.select([found["p_equal"] < alpha, detected != ""], [EQUAL, detected], CANNOT_TELL)
-
-
-def is_decided(row: Any) -> bool:
-    """Whether a comparison has a verdict."""
-    return bool(row["verdict"] != CANNOT_TELL)
