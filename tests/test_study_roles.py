@@ -1,10 +1,11 @@
 """What a study declares beside its question: labels, own seeds, cells at equal cost, controls, margins, looks."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hae_lab import HAELabError
-from hae_lab.study import Study, committed
+from hae_lab.study import Study, committed, comparisons
 from hae_lab.study.store import Store
 from hae_lab.tables import read
 
@@ -197,3 +198,20 @@ def test_running_stops_at_the_look_that_decides(tmp_path):
     assert rows["seed"].tolist() == [0, 1, 0, 1]
     with Store(tmp_path / "s.sqlite") as opened:
         assert len(opened.select()) == 4
+
+
+def test_comparisons_say_of_their_own_data_whether_the_controls_are_found():
+    noise = np.random.default_rng(0).normal(0, 1e-3, 6)
+    worse = {"phantoms": {"narrow": 0.2}, "digits": {"narrow": 0.0}, "twins": {}}  # by how much of the loss
+    runs = [
+        {"data": data, "cell": cell, "role": role, "reference": reference, "seed": seed, "loss": 1 + gap + wobble[seed]}
+        for data, controls in worse.items()
+        for cell, role, reference, gap, wobble in [
+            ("hae", "question", None, 0.0, noise),
+            ("v2", "question", None, 0.0, noise[::-1]),
+            *(("narrow", "control", "hae", gap, np.roll(noise, 1)) for gap in controls.values()),
+        ]
+        for seed in range(6)
+    ]
+    found = comparisons.differences(pd.DataFrame(runs)).set_index("data")["controls"]
+    assert found.to_dict() == {"phantoms": "found", "digits": "not found", "twins": "none"}
