@@ -71,6 +71,14 @@ def add_reproduce(commands: Commands) -> None:
         metavar="INCHES",
         help="of paper (default: one column, 3.3; 6.9 where that is too narrow)",
     )
+    for kind, known in (("variant", VARIANTS), ("preset", PRESETS)):
+        command.add_argument(
+            f"--{kind}s",
+            type=lambda text: text.split(","),
+            default=[],
+            metavar="NAMES",
+            help=f"figures alone, of these {kind}s: some of {','.join(known)}",
+        )
     command.set_defaults(run=run_reproduce)
 
 
@@ -174,7 +182,7 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.names()))
         return
-    if options.style or options.format or options.width is not None:
+    if options.style or options.format or options.variants or options.presets or options.width is not None:
         run_print(options)
         return
     options.out = options.out or Path()
@@ -198,12 +206,20 @@ def run_print(options: argparse.Namespace) -> None:
     from hae_lab.audit import reproduce
 
     require(
-        not (options.full or options.fresh), "--full makes tables, --style, --format and --width draw figures alone"
+        not (options.full or options.fresh),
+        "--full makes tables; --style, --format, --width, --variants and --presets draw figures alone",
     )
     style = options.style or ("talk" if options.width is None else "paper")
     out = options.out or Path("runs") / style
     written, left_out = reproduce.print_figures(
-        out, options.only, style, options.width, options.format or ("pdf",), progress=True
+        out,
+        options.only,
+        style,
+        options.width,
+        options.format or ("pdf",),
+        progress=True,
+        variants=options.variants,
+        presets=options.presets,
     )
     for line in left_out:
         print(f"not drawn, {line}")
