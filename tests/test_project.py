@@ -58,6 +58,8 @@ def test_citation_names_the_audited_works_and_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     cited = {(work["authors"][0]["family-names"], work["year"]) for work in citation["references"]}
     assert cited == {("Lu", 2024), ("Che", 2025), ("Dhariwal", 2021)}
+    article = next(work for work in citation["references"] if work["type"] == "article")
+    assert article["end"] - article["start"] + 1 == 13  # pages, by the authors' university's record
     assert citation["version"] == hae_lab.__version__ == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"] == "MIT"
 
