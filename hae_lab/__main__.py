@@ -287,6 +287,9 @@ def write_images(images: Any, title: str, path: Path) -> None:
     from hae_lab import plots
     from hae_lab.files import atomic_path
 
+    channels = images.shape[1]
+    if channels not in (1, 3):  # no colours: a picture a channel
+        images, title = images.flatten(0, 1)[:, None], f"{title}, {channels} channels each"  # (N * C, 1, H, W)
     with atomic_path(path) as temporary:
         temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
 
