@@ -1,9 +1,11 @@
 """The wheel, installed elsewhere: what is below the audit works in an empty folder, the rest says it needs a clone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,6 +21,7 @@ SOURCES = ("hae_lab", "pyproject.toml", "README.md", "LICENSE")
 # run before anything else by Python itself, in the workers of a study too: the clone is not to be found
 ISOLATION = f"""
 import sys
+import tomllib
 sys.path[:] = [folder for folder in sys.path if folder != {str(CLONE)!r}]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 """
@@ -175,3 +178,40 @@ def test_in_a_clone_the_wheel_reproduces(python, tmp_path):
     assert str(tmp_path / "data") in printed(python("-m", "hae_lab", *arguments, cwd=CLONE))
     for name in names:
         assert (tmp_path / "data" / f"{name}.csv").read_bytes() == (CLONE / "data" / f"{name}.csv").read_bytes()
+
+
+# with few libraries
+
+LIGHT = {"torch", "numpy", "pandas", "safetensors", "tqdm"}
+OTHERS = """
+import sys
+import tomllib
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"no {{name}} here", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_models_and_profilers_need_five_of_the_libraries(python):
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} - LIGHT
+    modules = {{"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name) for name in names}
+    assert {"matplotlib", "diffusers", "scipy", "jupyterlab", "accelerate"} <= modules
+    code = (
+        OTHERS.format(names=modules)
+        + """
+import hae_lab
+from hae_lab.masks import TokenGrid
+from hae_lab.profilers import compute, parameters, visibility
+config = hae_lab.config("v2", "tiny")
+model = hae_lab.build(config)
+loaded = hae_lab.load_checkpoint(hae_lab.save_checkpoint(model, "model.safetensors"))
+print(sum(each.numel() for each in loaded.parameters()), parameters(config)["params"].sum())
+print(len(compute(config)), len(visibility(TokenGrid(8, 8), "document")), len(hae_lab.profile(config).rows))
+"""
+    )
+    counted, summed, *lengths = printed(python("-c", code)).split()
+    assert counted == summed
+    assert all(int(length) > 0 for length in lengths)
