@@ -3,6 +3,7 @@
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
+import html
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def variants(folder: Path) -> str:
         low, high = spread.loc[name]
         rows.append(
             [f"`{name}`"]
-            + [f"{getattr(model_config, slot)}" if variant.has_blocks else "-" for slot in SLOTS]
+            + [escaped(f"{getattr(model_config, slot)}") if variant.has_blocks else "-" for slot in SLOTS]
             + [f"{whole.loc[name, 'params']:,}", f"{low:.1f} - {high:.1f} %"]
             + [f"{published.loc[name, 'claim_percent']:.0f} %" if claimed else "-"]
             + [f"{published.loc[name, 'our_params']:,}" if claimed else "-"]
