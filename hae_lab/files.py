@@ -12,10 +12,11 @@ from hae_lab.checks import HAELabError, require
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, size_bytes: int = 0) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it if the block succeeds and deleted if it fails.
 
-    Makes the folder if needed. Raises `HAELabError` if the folder cannot be written, and for a full disk.
+    Makes the folder if needed. `size_bytes` is how much comes at least, for libraries that ask for it at once. Raises
+    `HAELabError` if the folder cannot be written, and for a full disk.
     """
     path = Path(path)
     if path.is_dir():
@@ -35,7 +36,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except HAELabError:
         raise
     except Exception as error:
-        reason = _disk_trouble(error, path.parent)
+        reason = _disk_trouble(error, path.parent, max(size_bytes, FULL_BYTES))
         if reason is None:
             raise
         raise HAELabError(f"cannot write {str(path)!r}: {reason}") from None
@@ -84,11 +85,11 @@ FULL_BYTES = 2**16  # a disk with less is full
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
-def _disk_trouble(error: Exception, folder: Path) -> str | None:
+def _disk_trouble(error: Exception, folder: Path, needed_bytes: int) -> str | None:
     """Why the disk refused, in words, or None if it did not; libraries raise errors of their own for a full one."""
     if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
         return error.strerror
-    full = shutil.disk_usage(folder).free < FULL_BYTES
+    full = shutil.disk_usage(folder).free < needed_bytes
     return os.strerror(errno.ENOSPC) if full else None
 
 

@@ -75,7 +75,9 @@ def variants(folder: Path) -> str:
 def _unmeasured(folder: Path) -> str:
     """A line that names the variants whose time is missing in the tables and figures, if there are some."""
     times = tables.read(folder / "data" / "variants_together.csv").query("quantity == 'time'").set_index("variant")
-    missing = [escaped(variant_title(name)) for name in VARIANTS if name not in times.index or times["value"].isna()[name]]
+    missing = [
+        escaped(variant_title(name)) for name in VARIANTS if name not in times.index or times["value"].isna()[name]
+    ]
     return f"\n\nNot measured: {', '.join(missing)}; `hae-lab bench model` does." if missing else ""
 
 
