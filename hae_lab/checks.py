@@ -6,7 +6,6 @@ from math import isfinite
 from operator import index
 from typing import Any
 
-
 MOST_SEED = 2**63 - 1  # the largest whole number of SQLite, which keeps the seeds of runs
 
 

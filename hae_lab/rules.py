@@ -116,7 +116,7 @@ def require_sparsity(sparsity: float) -> float:
 
 
 def head_groups(rule: str, grid: TokenGrid) -> int:
-    """Into how many equal groups the mask of a rule of the package splits the heads; those of users say so when made."""
+    """Into how many equal groups a rule of the package splits the heads; those of users say so when a mask is made."""
     return len(grid.scales) or 1 if rule == "spatial_reduction" and RULES.is_own(rule) else 1
 
 

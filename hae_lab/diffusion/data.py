@@ -113,7 +113,7 @@ def phantoms(
     Raises `HAELabError` for a value out of range.
     """
     count, size, seed = (
-        require_whole("count", count, 1),
+        require_whole("count", count, 1, most=2**24),
         require_whole("size", size, 8, 256),
         require_seed("seed", seed),
     )

@@ -21,8 +21,8 @@ from hae_lab.rules import RULES
 OF_SAMPLES = ("swd", "mmd", "mean_gap", "spread", "mmd_matched")
 OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", *OF_SAMPLES, "curve", "step")
 STUDY_COLUMNS = (
-    "study", "cell", "role", "reference", "looks", "margin_percent", "variant", "preset", "params", "macs", "macs_dense",
-    "macs_kept", "key",
+    "study", "cell", "role", "reference", "looks", "margin_percent", "variant", "preset",
+    "params", "macs", "macs_dense", "macs_kept", "key",
 )  # fmt: skip
 
 

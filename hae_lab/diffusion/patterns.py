@@ -51,7 +51,7 @@ class Pattern:
 
     def draw(self, count: int, seed: int = 0, split: str = "train") -> ImageSet:
         """`count` images (count, 1, size, size); image i depends on (seed, split, i) alone."""
-        count, seed = require_whole("count", count, 1), require_seed("seed", seed)
+        count, seed = require_whole("count", count, 1, most=2**24), require_seed("seed", seed)
         require_name("split", split, SPLITS)
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
         shown = np.zeros((count, self.n_bits + 1), np.float32)  # the last is the background

@@ -50,7 +50,8 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     require(not on_meta, "this model lives on the meta device and has no weights to save: build it without")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    with atomic_path(path, size_bytes) as temporary:
         if path.suffix == ".safetensors":
             save_file(state, temporary)
         else:

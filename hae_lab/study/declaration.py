@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +65,8 @@ class Study:
         require(bool(named), f"a study's name is letters, digits, '_', '-', '.': it names files; got {self.name!r}")
         object.__setattr__(self, "seeds", listed_seeds(self.seeds))
         object.__setattr__(self, "limit", require_whole("limit", self.limit, 1))
-        TRIALS.find(self.trial)
+        trial = TRIALS.find(self.trial)
+        require(callable(trial), f"trial {self.trial!r} is a function of an experiment and a folder, got {trial!r}")
         self.margins  # noqa: B018
         self.looks  # noqa: B018
         self.cells  # noqa: B018 (made now, so that a mistake shows where the study is declared)
@@ -73,7 +74,7 @@ class Study:
         require(count <= MOST_RUNS, f"a study has at most {MOST_RUNS:,} runs, {self.name!r} has {count:,}")
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
+    def from_toml(cls, path: str | Path, *, trust: bool = False, announce: Callable[[str], None] | None = None) -> Self:
         """The study in a TOML file, whose keys are the fields above; several [[grid]] tables make a list of grids.
 
             name = "bottleneck"
@@ -83,16 +84,28 @@ class Study:
             [grid]
             mlp_ratio = [0.25, 1, 4]
 
-        A part "file.py:name" is looked for beside the file. Raises `HAELabError`, with the file's name, for a file
-        that is missing or holds no study.
+        A part "file.py:name" is looked for beside the file. Code that is not the package's runs only with `trust`, and
+        `announce` is told its name and place before. Raises `HAELabError`, with the file's name, for a file that is
+        missing or holds no study, and for code that nobody trusts.
         """
+        require(isinstance(path, str | Path), f"a study is in a file, got {path!r}")
+
+        known: set[str] = set()
+
+        def gate(target: str, place: str) -> None:
+            told = f"{target} is code in {place}"
+            require(trust, f"{told}: read it, then say trust=True, on the command line --trust")
+            if announce is not None and told not in known:
+                announce(f"{path}: {told}")
+            known.add(told)
+
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             for name in values:
                 require_name("key", name, [each.name for each in fields(cls)])
             missing = [name for name in ("name", "grid") if name not in values]
             require(not missing, f"a study needs {' and '.join(missing)}")
-            with beside(Path(path).resolve().parent):
+            with beside(Path(path).resolve().parent, gate):
                 return cls(**values)
         except OSError as error:
             raise HAELabError(f"cannot read {str(path)!r}: {error.strerror}") from None
@@ -187,7 +200,6 @@ class Study:
         Times a few training steps of cells of which no run has finished yet.
         """
         from hae_lab.study.cost import cost
-
         from hae_lab.study.runner import checked_workers
 
         workers = checked_workers(workers)

@@ -60,7 +60,7 @@ def all_parts(runs: Iterable[Run]) -> Parts:
 
 
 def checked_workers(workers: int, backend: str = "local", address: str | None = None) -> int:
-    """The number of workers. Raises `HAELabError` for one that no computer runs, another backend or an unfit address."""
+    """The number of workers. Raises `HAELabError` for one that no computer runs, and an unfit backend or address."""
     require_name("backend", backend, ("local", "dask"))
     require(address is None or backend == "dask", f'an address is for backend="dask", got {address!r} with "local"')
     if backend == "dask":

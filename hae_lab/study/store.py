@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hae_lab.checks import HAELabError, require
+from hae_lab.files import held
 from hae_lab.parts import Parts
 from hae_lab.sources import without_docstrings
 from hae_lab.study.grid import Cell
@@ -163,16 +164,8 @@ class Store:
 
         Raises `HAELabError` at once if another driver holds it.
         """
-        from filelock import FileLock, Timeout
-
-        try:
-            lock = FileLock(f"{self.path}.lock").acquire(timeout=0)
-        except Timeout:
-            reason = "another driver is running a study in it: wait for that, or take another store"
-            raise HAELabError(f"the store {str(self.path)!r} is taken: {reason}") from None
-        except OSError as error:
-            raise HAELabError(f"cannot hold the store {str(self.path)!r}: {error}") from None
-        with lock:
+        reason = "another driver is running a study in it: wait for that, or take another store"
+        with held(self.path, f"the store {str(self.path)!r} is taken: {reason}"):
             yield
 
     def folder(self, key: str) -> Path:
