@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, the_documents_way
 from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed_up
+from hae_lab.audit.bench_compile import bench_compile
 from hae_lab.audit.bench_layers import bench_layers
 from hae_lab.checks import require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
@@ -122,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "model": bench_model,
     "training": bench_training,
     "layers": bench_layers,
+    "compile": bench_compile,
 }
 
 

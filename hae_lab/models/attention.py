@@ -27,6 +27,7 @@ from hae_lab.models.kernels import (
     slices,
     split_heads,
 )
+from hae_lab.models.native import native, native_pairs, native_plans, runs_natively
 from hae_lab.models.plans import PLANS, MakePlan, copy_with, plan_beside, plan_of
 
 __all__ = [
@@ -61,6 +62,7 @@ KERNELS = {
     "blocks": Kernel(blocks, block_plans, block_pairs, cost=1.2),
     "columns": Kernel(columns, column_plans, column_pairs, cost=4.0),
     "slices": Kernel(slices, slice_plan, slice_pairs),
+    "native": Kernel(native, native_plans, native_pairs),
 }
 
 
@@ -134,8 +136,9 @@ class SparseMultiheadAttention(nn.Module):
         if frozen is not None and mask is frozen.mask:
             q, kv = self._project(tokens, frozen.n_local, frozen.span)
             return self.out_proj(frozen.kernel.attend(q, kv, self.plan, self.heads, dropout))
-        kernel = kernel_for(mask, self.heads, self.kernel)
         q, kv = self._project(tokens, mask.grid.n_local, mask.span)
+        natively = self.kernel is None and runs_natively(q, mask, self.heads, dropout)
+        kernel = KERNELS["native"] if natively else kernel_for(mask, self.heads, self.kernel)
         return self.out_proj(kernel.run(q, kv, mask, self.heads, dropout))
 
     def freeze(self, mask: SparseMask) -> None:
