@@ -1,9 +1,10 @@
 """Attention kernel `native`: the whole of a sparse softmax in one pass of compiled C++, for those who ask for it.
 
-`HAE_LAB_NATIVE=1` in the environment asks for it. Then layers without dropout whose heads have a multiple of 16 channels
-run it on a CPU, in single precision, under every mask that is no plain slice; all else runs torch's kernels, and so does
-everything where no C++ compiler is found, what is traced, exported or compiled, and frozen models. The source is
-compiled once a process and head width, in about two seconds. Outputs equal those of the other kernels up to rounding.
+`HAE_LAB_NATIVE=1` in the environment asks for it. Then layers whose heads have a multiple of 16 channels, at most 128,
+run it on a CPU, in single precision and without dropout, under every mask that is no plain slice. All else runs torch's
+kernels, and so does everything where no C++ compiler is found, what is traced, exported or compiled, and frozen models.
+The source is compiled once a process and head width, in about two seconds. Outputs equal those of the other kernels up
+to rounding.
 """
 
 import ctypes
@@ -194,7 +195,9 @@ class _Plan(ctypes.Structure):
 def library(width: int) -> ctypes.CDLL:
     """The compiled source for heads of so many channels. Raises `HAELabError` if no compiler makes it."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    require(compiler is not None, f"attention kernel 'native' needs a C++ compiler: none of {', '.join(COMPILERS)} is here")
+    require(
+        compiler is not None, f"attention kernel 'native' needs a C++ compiler: none of {', '.join(COMPILERS)} is here"
+    )
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "native.so"
         command = [compiler, *OPTIONS, f"-DWIDTH={width // LANES}", "-o", str(made), str(SOURCE)]
