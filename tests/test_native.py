@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_kernels import GRIDS, assert_equal_to_reference, blind, label, outputs_and_gradients, tangle
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab import HAELabError, build, freeze
@@ -166,12 +167,14 @@ def runs(calls: list, layer, mask, dtype=torch.float32, device="cpu") -> bool:
 
 
 def test_native_runs_where_it_is_asked_for_and_fits(calls, monkeypatch):
-    grid = TokenGrid(8, 8)
+    grid = TokenGrid(16, 16)
     layer, mask = SparseMultiheadAttention(64, 4), mask_for("document", grid)
     sparse = {rule for rule in RULES if runs(calls, layer, mask_for(rule, grid))}
     assert sparse == set(RULES) - {"dense", "spatial_reduction"}
-    assert not runs(calls, SparseMultiheadAttention(64, 4, kernel="masked"), mask)
-    assert not runs(calls, SparseMultiheadAttention(32, 4), mask)  # the lessons' heads have 4 or 8 channels
+    assert not runs(calls, layer, mask_for("document", TokenGrid(8, 8)))  # so small a map is not worth it
+    assert not runs(calls, SparseMultiheadAttention(64, 4, kernel="columns"), mask)
+    assert runs(calls, SparseMultiheadAttention(48, 4), mask)
+    assert not runs(calls, SparseMultiheadAttention(28, 4), mask)
     assert not runs(calls, SparseMultiheadAttention(144 * 2, 2), mask)
     dropping = SparseMultiheadAttention(64, 4, dropout=0.1)
     assert not runs(calls, dropping, mask)
@@ -182,15 +185,17 @@ def test_native_runs_where_it_is_asked_for_and_fits(calls, monkeypatch):
     assert not runs(calls, layer, mask)
 
 
-def test_traced_and_frozen_models_run_torchs_kernels(calls):
-    layer, mask = SparseMultiheadAttention(64, 4), mask_for("document", TokenGrid(8, 8))
-    tokens = tokens_for(mask, 64)
-    torch.compile(partial(layer, mask=mask), backend="eager")(tokens)
-    layer.freeze(mask)
-    layer(tokens, mask)
+def test_traced_and_frozen_models_run_torchs_kernels(calls, monkeypatch):
+    layer, mask = SparseMultiheadAttention(64, 4), mask_for("document", TokenGrid(16, 16))
+    for what in (torch.compiler, torch.jit):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, "is_compiling" if what is torch.compiler else "is_tracing", lambda: True)
+            assert not runs(calls, layer, mask)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer(torch.zeros(1, mask.grid.n, 64), mask)
     assert calls == []
-    model = build("v2", "tiny", num_heads=1).eval()
-    inputs = torch.zeros(1, 1, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    model = build("v2", "tiny", image_size=32, mstb_heads=2).eval()
+    inputs = torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
     model(*inputs)
     assert calls != []
     calls.clear()
@@ -200,10 +205,10 @@ def test_traced_and_frozen_models_run_torchs_kernels(calls):
 
 @needs_compiler
 def test_a_model_gives_the_same_numbers_natively(monkeypatch):
-    model = build("v2", "tiny", seed=1, num_heads=1).eval()
+    model = build("v2", "tiny", seed=1, image_size=32, mstb_heads=2).eval()
     torch.nn.init.normal_(model.out[-1].weight, generator=torch.Generator().manual_seed(0))
     inputs = (
-        torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)),
         torch.zeros(2),
         torch.zeros(2).long(),
     )
@@ -212,6 +217,14 @@ def test_a_model_gives_the_same_numbers_natively(monkeypatch):
     natively = model(*inputs)
     assert not torch.equal(natively, plain)  # another order of additions
     torch.testing.assert_close(natively, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_lessons_and_studies_are_never_native(calls):
+    for preset in ("lesson16", "lesson32"):
+        model = build("hae", preset).eval()
+        size = model.config.image_size
+        model(torch.zeros(1, 1, size, size), torch.zeros(1))
+    assert calls == []
 
 
 # without it
@@ -228,7 +241,7 @@ def no_compiler(monkeypatch):
 
 
 def test_without_a_compiler_torchs_kernels_run_after_one_warning(no_compiler, monkeypatch):
-    layer, mask = SparseMultiheadAttention(64, 4), mask_for("document", TokenGrid(8, 8))
+    layer, mask = SparseMultiheadAttention(64, 4), mask_for("document", TokenGrid(16, 16))
     tokens = tokens_for(mask, 64)
     plain = layer(tokens, mask)
     monkeypatch.setenv(native.ASKED, "1")

@@ -50,6 +50,7 @@ class Kernel(NamedTuple):
     plan: MakePlan
     pairs: Callable[[SparseMask, int], int]  # scores computed for one sample
     cost: float = 1.0  # time that a score takes beside one of `masked`, measured on maps of 64 to 1024 pixels
+    natively: bool = False  # whether `native` takes its place where it is asked for
 
     def run(self, q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
         """(B, n_local, C), (B, m, 2C) -> (B, n_local, C), by a plan that is made once."""
@@ -59,8 +60,8 @@ class Kernel(NamedTuple):
 KERNELS = {
     "reference": Kernel(reference, matrix_plan, matrix_pairs),
     "masked": Kernel(masked, matrix_plan, matrix_pairs),
-    "blocks": Kernel(blocks, block_plans, block_pairs, cost=1.2),
-    "columns": Kernel(columns, column_plans, column_pairs, cost=4.0),
+    "blocks": Kernel(blocks, block_plans, block_pairs, cost=1.2, natively=True),
+    "columns": Kernel(columns, column_plans, column_pairs, cost=4.0, natively=True),
     "slices": Kernel(slices, slice_plan, slice_pairs),
     "native": Kernel(native, native_plans, native_pairs),
 }
@@ -136,9 +137,10 @@ class SparseMultiheadAttention(nn.Module):
         if frozen is not None and mask is frozen.mask:
             q, kv = self._project(tokens, frozen.n_local, frozen.span)
             return self.out_proj(frozen.kernel.attend(q, kv, self.plan, self.heads, dropout))
+        kernel = kernel_for(mask, self.heads, self.kernel)
         q, kv = self._project(tokens, mask.grid.n_local, mask.span)
-        natively = self.kernel is None and runs_natively(q, mask, self.heads, dropout)
-        kernel = KERNELS["native"] if natively else kernel_for(mask, self.heads, self.kernel)
+        if self.kernel is None and kernel.natively and runs_natively(q, self.heads, dropout):
+            kernel = KERNELS["native"]
         return self.out_proj(kernel.run(q, kv, mask, self.heads, dropout))
 
     def freeze(self, mask: SparseMask) -> None:

@@ -1,10 +1,9 @@
 """Attention kernel `native`: the whole of a sparse softmax in one pass of compiled C++, for those who ask for it.
 
-`HAE_LAB_NATIVE=1` in the environment asks for it. Then layers whose heads have a multiple of 16 channels, at most 128,
-run it on a CPU, in single precision and without dropout, under every mask that is no plain slice. All else runs torch's
-kernels, and so does everything where no C++ compiler is found, what is traced, exported or compiled, and frozen models.
-The source is compiled once a process and head width, in about two seconds. Outputs equal those of the other kernels up
-to rounding.
+`HAE_LAB_NATIVE=1` in the environment asks for it. Then it takes the place of `blocks` and `columns` on a CPU, in single
+precision and without dropout, where heads have 8 to 128 channels. All else runs torch's kernels: traced, exported,
+compiled and frozen models, and everything where no C++ compiler is found. The source is compiled once a process and
+width of heads, in about two seconds. Outputs equal those of the other kernels up to rounding.
 """
 
 import ctypes
@@ -38,7 +37,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("g++", "clang++")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 LANES, BLOCK = 16, 32  # numbers of a vector and queries of a block, as in the source
-WIDEST = 128  # channels of a head
+NARROWEST, WIDEST = 8, 128  # channels of a head; those of the lessons are narrower, so their numbers never change
 OWN_COST = 2.5  # time of a key that a query reads alone beside one that a block reads together, measured at n = 4416
 
 
@@ -66,14 +65,14 @@ def native_pairs(mask: SparseMask, heads: int) -> int:
     return heads // mask.groups * sum(plan.hidden.numel() + plan.columns.numel() for plan in plans)
 
 
-def runs_natively(q: Tensor, mask: SparseMask, heads: int, dropout: float) -> bool:
+def runs_natively(q: Tensor, heads: int, dropout: float) -> bool:
     """Whether `native` is asked for, and fits queries (B, n_local, C) that a layer is about to attend with."""
-    if os.environ.get(ASKED) != "1" or dropout or mask.intervals is not None or heads % mask.groups:
+    if os.environ.get(ASKED) != "1" or dropout:
         return False
     width = q.shape[-1] // heads
     plain = type(q) is Tensor and q.device.type == "cpu" and q.dtype == torch.float32  # no tracer's tensor
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return plain and not traced and width % LANES == 0 and width <= WIDEST and _is_there(width)
+    return plain and not traced and NARROWEST <= width <= WIDEST and _is_there(width + -width % LANES)
 
 
 def _run_plan(q: Tensor, kv: Tensor, plan: NativePlan, heads: int) -> Tensor:
