@@ -113,9 +113,10 @@ class SparseMultiheadAttention(nn.Module):
     """Multi-head attention with the state dict of `nn.MultiheadAttention`: tokens (B, n, C), mask -> (B, n_local, C).
 
     Only the local tokens ask, and only the tokens in `mask.span` answer. The document computes the regional queries too
-    and throws them away. `kernel` is a name in `KERNELS`, or None for the one that suits the mask. `dropout` falls on
-    the attention weights in training, as in the document; on a CPU that is slow (the fused kernel does not take it), so
-    prefer 0 where speed matters.
+    and throws them away. `kernel` is a name in `KERNELS`, or None for the one that suits the mask, which `native` may
+    replace where the environment asks for it (see `hae_lab.models.native`). `dropout` falls on the attention weights in
+    training, as in the document; on a CPU that is slow (the fused kernel does not take it), so prefer 0 where speed
+    matters.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0, kernel: str | None = None) -> None:
