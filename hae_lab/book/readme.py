@@ -3,17 +3,19 @@
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
+import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hae_lab import tables
 from hae_lab.audit import parameter_tables
 from hae_lab.audit.bench_attention import SHARED
+from hae_lab.audit.claims.base import TIME
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
-from hae_lab.audit.readings import TIME
 from hae_lab.book import notebooks
 from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
@@ -21,6 +23,10 @@ from hae_lab.presets import SLOTS, VARIANTS, config, variant_title
 
 PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRESET = "brats128"
+HEADLINES = (  # the claims that the front page shows
+    "heterogeneous", "attention_90", "three_scales", "v2_efficiency", "bottleneck_75", "parameters", "quality_order",
+    "interchangeable", "paper_90",
+)  # fmt: skip
 
 
 def update(path: str | Path) -> bool:
@@ -44,6 +50,11 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def escaped(title: str) -> str:
+    """A title as it reads in a cell of a Markdown table, on a page too: none of it is markup."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(title, quote=False))
+
+
 def variants(folder: Path) -> str:
     """The variant table: slots, parameters, the claim beside what we count."""
     table = parameter_tables.parameter_table()
@@ -56,7 +67,7 @@ def variants(folder: Path) -> str:
         low, high = spread.loc[name]
         rows.append(
             [f"`{name}`"]
-            + [f"{getattr(model_config, slot)}" if variant.has_blocks else "-" for slot in SLOTS]
+            + [escaped(f"{getattr(model_config, slot)}") if variant.has_blocks else "-" for slot in SLOTS]
             + [f"{whole.loc[name, 'params']:,}", f"{low:.1f} - {high:.1f} %"]
             + [f"{published.loc[name, 'claim_percent']:.0f} %" if claimed else "-"]
             + [f"{published.loc[name, 'our_params']:,}" if claimed else "-"]
@@ -69,7 +80,9 @@ def variants(folder: Path) -> str:
 def _unmeasured(folder: Path) -> str:
     """A line that names the variants whose time is missing in the tables and figures, if there are some."""
     times = tables.read(folder / "data" / "variants_together.csv").query("quantity == 'time'").set_index("variant")
-    missing = [variant_title(name) for name in VARIANTS if name not in times.index or times["value"].isna()[name]]
+    missing = [
+        escaped(variant_title(name)) for name in VARIANTS if name not in times.index or times["value"].isna()[name]
+    ]
     return f"\n\nNot measured: {', '.join(missing)}; `hae-lab bench model` does." if missing else ""
 
 
@@ -117,19 +130,28 @@ def _quality(claims: pd.DataFrame) -> str:
     readings = claims[claims["id"] == "quality_order"]
     (example,) = readings[readings["example"]].to_dict("records")
     return (
-        f"whether it is the best: {example['verdict']} ({example['scope']}); of {len(readings)} readings, "
-        f"{_verdicts(readings)}"
+        f"whether it is the best: {example['verdict']} ({example['reading']}, {example['scope']}); of {len(readings)} "
+        f"readings, {_verdicts(readings)}"
     )
 
 
 def claims(folder: Path) -> str:
-    """Each claim of the document, with the readings in which it holds and in which not."""
+    """The main claims of the document, with the readings in which they hold and in which not."""
+    ledger = tables.read(folder / "data" / "claims.csv")
     rows = []
-    for _, readings in tables.read(folder / "data" / "claims.csv").groupby("id", sort=False):
+    for claim in HEADLINES:
+        readings = ledger[ledger["id"] == claim]
         (example,) = readings[readings["example"]].to_dict("records")
-        says = f"{example['english']} ({example['section']})"
-        rows.append([says, _verdicts(readings), f"{example['scope']}: {example['computed']}"])
+        says = f"{example['english']} ({_place(example)})"
+        shown = f"{example['reading']}, {example['scope']}: {example['computed']}"
+        rows.append([says, _verdicts(readings), shown])
     return markdown_table(["the document says", "of the readings it", "for example"], rows)
+
+
+def _place(claim: Mapping[str, Any]) -> str:
+    """Where a claim stands in the document; what others say is named by who says it."""
+    places = str(claim["line"])
+    return f"line{'s' * (',' in places)} {places}" if places else str(claim["section"])
 
 
 def _verdicts(readings: pd.DataFrame) -> str:
