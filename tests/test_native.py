@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import tomllib
 from functools import partial
 
 import numpy as np
@@ -252,6 +253,13 @@ def test_without_a_compiler_torchs_kernels_run_after_one_warning(no_compiler, mo
     with pytest.raises(HAELabError, match=r"needs a C\+\+ compiler"):
         layer(tokens, mask)
     assert bench_attention.native_ways("cpu") == ()
+
+
+def test_the_source_is_part_of_the_wheel():
+    package = native.SOURCE.parents[1]
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["hae_lab"]
+    assert native.SOURCE in [path for pattern in patterns for path in package.glob(pattern)]
 
 
 @needs_compiler
