@@ -37,7 +37,8 @@ def declared(folder: Path, trial: str) -> Path:
 
 
 def command(file: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "hae_lab", "study", str(file), "--store", str(out / "s.sqlite"), "--out", str(out)]
+    options = ["--trust", "--store", str(out / "s.sqlite"), "--out", str(out)]
+    return [sys.executable, "-m", "hae_lab", "study", str(file), *options]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -47,7 +48,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def whole_table(file: Path, folder: Path) -> bytes:
     """The table of the same study when nothing goes wrong."""
-    study = Study.from_toml(file)
+    study = Study.from_toml(file, trust=True)
     drive(study, folder / "whole.sqlite", Here())
     study.export(folder / "whole.sqlite", folder / "whole.csv")
     return (folder / "whole.csv").read_bytes()
@@ -112,7 +113,7 @@ def test_a_signal_loses_nothing_that_was_finished(tmp_path, sent, status):
     first.send_signal(sent)
     assert first.wait(120) in (status, 128 + sent)
     assert "Traceback" not in (tmp_path / "said.txt").read_text()
-    kept = Study.from_toml(file).log(tmp_path / "s.sqlite")
+    kept = Study.from_toml(file, trust=True).log(tmp_path / "s.sqlite")
     assert set(kept["status"]) <= {"ok"}
 
     subprocess.run(command(file, tmp_path), env=variables, capture_output=True, timeout=300, check=True)
@@ -125,7 +126,7 @@ def test_a_clock_that_jumps_changes_no_result(tmp_path, monkeypatch):
     file, real = declared(tmp_path, "quick"), time.time
     jumps = iter([0, 86_400, -86_400 * 365, 3, 1e9] * 50)
     monkeypatch.setattr("hae_lab.study.runner.time.time", lambda: real() + next(jumps))
-    study = Study.from_toml(file)
+    study = Study.from_toml(file, trust=True)
     drive(study, tmp_path / "s.sqlite", Here())
     study.export(tmp_path / "s.sqlite", tmp_path / "jumped.csv")
     monkeypatch.undo()
@@ -133,7 +134,7 @@ def test_a_clock_that_jumps_changes_no_result(tmp_path, monkeypatch):
 
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(tmp_path):
-    study = Study.from_toml(declared(tmp_path, "quick"))
+    study = Study.from_toml(declared(tmp_path, "quick"), trust=True)
     with Store(tmp_path / "s.sqlite") as store, store.held():
         with pytest.raises(HAELabError, match=r"s\.sqlite"):
             study.run(tmp_path / "s.sqlite", progress=False)
