@@ -160,14 +160,17 @@ def attention_speed_up(
 ) -> Chart:
     """Measured speed-up of the whole attention layer over dense SDPA against n; `order` and `palette`: ways.
 
-    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, ms_median, ms_q1,
-    ms_q3, limit, device_name, threads, clock, channels. Bars span the quartiles of a way's own time. Drawn are the
-    first computer, and the maps where `dense` was measured.
+    Rows, one a measurement: part ("layer" or "core"), way (a mask rule, a second way of one, or a baseline), pass, n,
+    ms_median, ms_q1, ms_q3, limit, device_name, threads, clock, channels, and mask_rule where there are second ways of
+    a rule: they are dashed. Bars span the quartiles of a way's own time. Drawn are the first computer, and the maps
+    where `dense` was measured.
     """
     rows = rows[rows["device_name"] == rows["device_name"].iloc[0]]
     layers = over_dense(rows[rows["part"] == LAYER])
     require(not layers.empty, "no layer in the rows was measured beside the rule dense")
     styles = rule_styles(layers["way"], palette)
+    for way, rule in layers.loc[layers["mask_rule"] != layers["way"], ["way", "mask_rule"]].dropna().values:
+        styles[way] |= {"color": styles[rule]["color"], "linestyle": "--"}
     figure = new_chart(_speed_up_title(layers), least=SIZE[0])
     axes = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)[0]
     for ax, direction in zip(axes, ("forward", "forward + backward"), strict=True):
@@ -192,10 +195,15 @@ def attention_speed_up(
 
 
 def over_dense(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of layers measured beside `dense`, with the columns faster, low and high: dense's time over this one's."""
+    """Rows of layers measured beside `dense`, with faster, low and high: dense's time over this one's.
+
+    The rule of a way, `mask_rule`, is the way itself where no column tells, and a gap for a baseline.
+    """
     dense = rows[rows["way"] == DENSE].set_index(["pass", "n"])["ms_median"].rename("dense_ms")
     rows = rows.join(dense, on=["pass", "n"], how="inner")
     ends = {"faster": "ms_median", "low": "ms_q3", "high": "ms_q1"}
+    if "mask_rule" not in rows:
+        rows["mask_rule"] = rows["way"].where(rows["way"].isin(RULE_COLOURS))
     return rows.assign(**{name: rows["dense_ms"] / rows[column] for name, column in ends.items()})
 
 
@@ -211,7 +219,7 @@ def _speed_up_title(layers: pd.DataFrame) -> str:
     rule = SHARED if SHARED in largest.index else "document"
     if rule not in largest.index:
         return "Attention layers beside dense SDPA"
-    beaten = largest.loc[~largest.index.isin(RULE_COLOURS), "faster"].max() > 1
+    beaten = largest.loc[largest["mask_rule"].isna(), "faster"].max() > 1
     baseline = "dense SDPA" if beaten else "dense SDPA, the strongest baseline"
     name = "Shared random columns make" if rule == SHARED else f"{rule} makes"
     times, n = largest.loc[rule, "faster"], largest.loc[rule, "n"]
