@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         add_profile,
         add_notebooks,
         add_site,
+        add_report,
         add_bench,
     ):
         add(commands)
@@ -157,6 +158,13 @@ def add_site(commands: Commands) -> None:
     command = commands.add_parser("site", help="build the reading site, which opens without a kernel or a network")
     command.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="default: site")
     command.set_defaults(run=run_site)
+
+
+def add_report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="write what the audit found as one page, two sheets when printed")
+    command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE.html", help="default: report.html")
+    command.add_argument("--lang", default="en", help="en or zh (default: en)")
+    command.set_defaults(run=run_report)
 
 
 def add_bench(commands: Commands) -> None:
@@ -315,6 +323,12 @@ def run_site(options: argparse.Namespace) -> None:
     for warning in site.warnings:
         print(f"hae-lab: {warning}", file=sys.stderr)
     print(f"open {site.index.resolve()}")
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from hae_lab.book.report import write_report
+
+    print(f"open {write_report(options.out, options.lang).resolve()}")
 
 
 def run_bench(options: argparse.Namespace) -> None:

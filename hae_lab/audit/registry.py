@@ -130,6 +130,7 @@ class FigureSource:
 
 
 FIGURES: dict[str, FigureSource] = {
+    "claims_overview": FigureSource(plots.claims_overview, ("claims",)),
     "parameter_table": FigureSource(plots.parameter_table, ("parameter_table",)),
     "published_counts": FigureSource(plots.published_counts, ("published_counts",)),
     "where_parameters_sit": FigureSource(plots.where_parameters_sit, ("parameter_parts",)),
