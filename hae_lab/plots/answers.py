@@ -84,8 +84,8 @@ def _mark(row: Row, styles: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list[Line2D]:
-    pairs = filter(None, map(winner_and_loser, rows.to_dict("records")))
-    winners = [cell for cell in CELLS if cell in {pair[0] for pair in pairs}]
+    better = {pair[0] for pair in map(winner_and_loser, rows.to_dict("records")) if pair is not None}
+    winners = [cell for cell in CELLS if cell in better]
     marks = {say("{cell} better", cell=cell_name(cell)): dict(styles[cell]) for cell in winners}
     margins = sorted(set(rows["margin_percent"]))
     words = listed([f"{margin:g}" for margin in margins])

@@ -1,4 +1,4 @@
-"""A picture of the whole audit: how many readings of the document's sentences hold, chapter by chapter."""
+"""A picture of the whole audit: how many readings of the document's sentences hold, section by section."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,17 @@ from hae_lab.plots.base import PALETTE, chart, legend_outside, part_colours, tit
 from hae_lab.plots.catalogue import say
 from hae_lab.study.statistics import require_columns
 
-# the document's chapters: first line, and the name; claims made elsewhere have no line
-CHAPTERS = (
-    (1, "overview"), (7, "core ideas"), (22, "1 HAE"), (125, "2 HAE Lite"), (174, "3 HAE V2"), (232, "technical details"),
-    (280, "strengths, weaknesses"), (299, "advice"),
-)  # fmt: skip
-ELSEWHERE = "made elsewhere"
+# the document's headings and what they say, in its order; what is claimed elsewhere follows under its own name
+SECTIONS = {
+    "概述": "overview",
+    "核心设计理念": "core ideas",
+    "1. HAE 原版 (HAEUNetModel)": "1 HAE",
+    "2. HAE Lite (HAEUNetModelLite)": "2 HAE Lite",
+    "3. HAE V2 (HAEUNetModelV2)": "3 HAE V2",
+    "技术细节对比": "technical details",
+    "性能特点总结": "strengths, weaknesses",
+    "使用建议": "advice",
+}
 VERDICT_COLOURS = {
     "holds": PALETTE[2],
     "nearly holds": PALETTE[8],
@@ -28,11 +33,11 @@ VERDICT_COLOURS = {
 
 @chart
 def claims_overview(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None, ax: Axes | None = None) -> Figure:
-    """A bar a chapter of the document: the readings of its sentences, by verdict.
+    """A bar a section of the document: the readings of its sentences, by verdict.
 
-    Rows: id, line, verdict; a row a reading.
+    Rows: id, section, verdict; a row a reading.
     """
-    counts = chapter_counts(rows)
+    counts = section_counts(rows)
     colours = {**part_colours(counts.columns, VERDICT_COLOURS), **(palette or {})}
     figure, own = titled_axes(_title(rows), ax)
     left = pd.Series(0, index=counts.index)
@@ -42,7 +47,7 @@ def claims_overview(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = N
         bars = own.barh(range(len(counts)), counts[verdict], left=left, color=colours[verdict], label=say(verdict))
         own.bar_label(bars, [str(count or "") for count in counts[verdict]], label_type="center", fontsize=11)
         left += counts[verdict]
-    own.set_yticks(range(len(counts)), [say(chapter) for chapter in counts.index])
+    own.set_yticks(range(len(counts)), [say(SECTIONS.get(section, section)) for section in counts.index])
     own.invert_yaxis()
     own.xaxis.set_major_locator(MaxNLocator(integer=True))
     own.set_xlabel(say("readings of the document's sentences"))
@@ -51,18 +56,11 @@ def claims_overview(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = N
     return figure
 
 
-def chapter(line: object) -> str:
-    """The chapter in which a line of the document stands; a claim without a line is made elsewhere."""
-    if pd.isna(line):
-        return ELSEWHERE
-    return [name for first, name in CHAPTERS if first <= int(line)][-1]
-
-
-def chapter_counts(rows: pd.DataFrame) -> pd.DataFrame:
-    """Readings by chapter (rows, as the document has them) and verdict (columns, best first)."""
-    require_columns(rows, "id", "line", "verdict")
-    counts = pd.crosstab(rows["line"].map(chapter), rows["verdict"])
-    order = [name for name in (*(name for _, name in CHAPTERS), ELSEWHERE) if name in counts.index]
+def section_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Readings by section (rows, as the document has them) and verdict (columns, best first)."""
+    require_columns(rows, "id", "section", "verdict")
+    counts = pd.crosstab(rows["section"], rows["verdict"])
+    order = [name for name in dict.fromkeys([*SECTIONS, *rows["section"]]) if name in counts.index]
     verdicts = [*VERDICT_COLOURS, *sorted(set(counts.columns) - set(VERDICT_COLOURS))]
     return counts.loc[order, [verdict for verdict in verdicts if verdict in counts.columns]]
 
