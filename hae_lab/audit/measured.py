@@ -1,14 +1,16 @@
 """What was measured before: the tables of `hae-lab bench` and of the committed studies, by name, read when needed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from hae_lab.audit import clone
 from hae_lab.audit.clone import read_table
 
+T = TypeVar("T")
 CURVES = ("variants", "digits", "twins")  # studies whose learning curves are kept
 
 
@@ -24,6 +26,7 @@ class Measured:
     """
 
     read: Callable[[str], pd.DataFrame] = read_table
+    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     bench_masks = _table("bench_masks_cpu")
     bench_attention = _table("bench_attention_cpu")
@@ -32,6 +35,12 @@ class Measured:
     variants = _table("study_variants")
     slots = _table("study_slots")
     samples = _table("study_samples")
+
+    def once(self, make: Callable[["Measured"], T]) -> T:
+        """What a function makes of these measurements, made once and shared: do not change it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     @cached_property
     def studies(self) -> dict[str, pd.DataFrame]:

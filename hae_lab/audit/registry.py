@@ -12,7 +12,6 @@ import pandas as pd
 
 from hae_lab import plots
 from hae_lab.audit import (
-    claims,
     compute_tables,
     gain_tables,
     lesion_tables,
@@ -20,6 +19,7 @@ from hae_lab.audit import (
     profile_tables,
     quality_tables,
 )
+from hae_lab.audit.claims import ledger
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
@@ -75,7 +75,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "quality_order": lambda: quality_tables.quality_order(Measured()),
     "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
     "sample_floor": lambda: quality_tables.sample_floor(Measured().samples),
-    "claims": lambda: claims.claims(Measured()),
+    "claims": lambda: ledger.rows(Measured()),
 }
 
 # minutes each, of the lesson models: made if they are asked for by name, and by `reproduce --full`

@@ -34,6 +34,11 @@ def judge_saving(saved_percent: float, claimed_percent: float) -> str:
     return HOLDS if saved_percent >= claimed_percent - EXACT else judge(saved_percent, claimed_percent)
 
 
+def as_said(fact: bool) -> str:
+    """Of a fact that is true or not."""
+    return HOLDS if fact else FAILS
+
+
 def worst(verdicts: Iterable[str]) -> str:
     """The worst of verdicts on percentages: a claim of several numbers holds if all of them do."""
     return max(verdicts, key=(HOLDS, NEARLY, FAILS).index)

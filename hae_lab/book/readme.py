@@ -4,16 +4,17 @@ A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hae_lab import tables
 from hae_lab.audit import parameter_tables
 from hae_lab.audit.bench_attention import SHARED
+from hae_lab.audit.claims.base import TIME
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
-from hae_lab.audit.readings import TIME
 from hae_lab.book import notebooks
 from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
@@ -21,6 +22,10 @@ from hae_lab.presets import SLOTS, VARIANTS, config, variant_title
 
 PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRESET = "brats128"
+HEADLINES = (  # the claims that the front page shows
+    "heterogeneous", "attention_90", "three_scales", "v2_efficiency", "bottleneck_75", "parameters", "quality_order",
+    "interchangeable", "paper_90",
+)  # fmt: skip
 
 
 def update(path: str | Path) -> bool:
@@ -117,19 +122,28 @@ def _quality(claims: pd.DataFrame) -> str:
     readings = claims[claims["id"] == "quality_order"]
     (example,) = readings[readings["example"]].to_dict("records")
     return (
-        f"whether it is the best: {example['verdict']} ({example['scope']}); of {len(readings)} readings, "
-        f"{_verdicts(readings)}"
+        f"whether it is the best: {example['verdict']} ({example['reading']}, {example['scope']}); of {len(readings)} "
+        f"readings, {_verdicts(readings)}"
     )
 
 
 def claims(folder: Path) -> str:
-    """Each claim of the document, with the readings in which it holds and in which not."""
+    """The main claims of the document, with the readings in which they hold and in which not."""
+    ledger = tables.read(folder / "data" / "claims.csv")
     rows = []
-    for _, readings in tables.read(folder / "data" / "claims.csv").groupby("id", sort=False):
+    for claim in HEADLINES:
+        readings = ledger[ledger["id"] == claim]
         (example,) = readings[readings["example"]].to_dict("records")
-        says = f"{example['english']} ({example['section']})"
-        rows.append([says, _verdicts(readings), f"{example['scope']}: {example['computed']}"])
+        says = f"{example['english']} ({_place(example)})"
+        shown = f"{example['reading']}, {example['scope']}: {example['computed']}"
+        rows.append([says, _verdicts(readings), shown])
     return markdown_table(["the document says", "of the readings it", "for example"], rows)
+
+
+def _place(claim: Mapping[str, Any]) -> str:
+    """Where a claim stands in the document; what others say is named by who says it."""
+    places = str(claim["line"])
+    return f"line{'s' * (',' in places)} {places}" if places else str(claim["section"])
 
 
 def _verdicts(readings: pd.DataFrame) -> str:

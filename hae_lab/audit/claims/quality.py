@@ -1,4 +1,4 @@
-"""The readings of the claims on quality, from the committed studies."""
+"""Claims on quality, from the committed studies: which version is better, and are hybrid blocks better than none."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from hae_lab.audit import quality_tables, verdicts
+from hae_lab.audit.claims.base import QUALITY, Finding, claim
 from hae_lab.audit.measured import Measured
-from hae_lab.audit.readings import QUALITY, Finding
 from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.verdicts import in_percent, within
 from hae_lab.presets import CONTROL, DOCUMENT
@@ -15,17 +15,30 @@ from hae_lab.study.comparisons import NONE, NOT_FOUND, STEPS
 from hae_lab.study.equivalence import EQUAL
 
 FAMILY = ["study", "data", "equal"]
-SOURCE = "data/quality_differences.csv, data/quality_controls.csv, notebook 09"
+NOTEBOOK, FIGURE, TABLE = "09_ablation_study", "quality_verdicts", "quality_differences"
+ORDER_TEST = "test_quality_numbers.py::test_orders_by_counting"
+PAIRS_TEST = "test_quality_numbers.py::test_differences_are_those_of_statsmodels"
 
 
-def quality(measured: Measured) -> Iterator[Finding]:
+@claim(
+    {283: "最高的生成质量", 289: "相比原版有轻微的性能损失", 294: "相比前两版有一定的性能权衡"},
+    "Quality in the order HAE, HAE Lite, HAE V2",
+    "HAE > Lite > V2",
+    notebook=NOTEBOOK,
+    figure=FIGURE,
+    table="quality_order",
+    test=ORDER_TEST,
+)
+def quality_order(measured: Measured) -> Iterator[Finding]:
     """HAE > Lite > V2: by loss, with something held equal, and by other metrics."""
-    differences, orders = quality_tables.quality_differences(measured), quality_tables.quality_order(measured)
+    differences = measured.once(quality_tables.quality_differences)
+    orders = measured.once(quality_tables.quality_order)
     losses = differences[differences["metric"] == "loss"]
     for place, order in enumerate(orders.to_dict("records")):
         pairs = _among(_of(losses, order), DOCUMENT)
         yield _finding(
-            f"held-out loss at equal {order['equal']}, {_where(order, pairs)}",
+            f"held-out loss at equal {order['equal']}",
+            _where(order, pairs),
             f"{_beyond(pairs)}{_in_words(pairs)}; Page's trend test p = {order['p_value']:.2g}",
             verdicts.order_of_quality(pairs, order["verdict"]),
             order["controls"],
@@ -37,8 +50,9 @@ def quality(measured: Measured) -> Iterator[Finding]:
         for order in orders[orders["equal"] == STEPS].to_dict("records"):
             pairs = _among(_of(rows, order), DOCUMENT)
             if len(pairs):
-                scope = f"{metric_title(str(metric))}, {_where(order, pairs)}"
-                yield _finding(scope, _in_words(pairs), verdicts.order_of_quality(pairs), order["controls"])
+                found = verdicts.order_of_quality(pairs)
+                where = _where(order, pairs)
+                yield _finding(metric_title(str(metric)), where, _in_words(pairs), found, order["controls"])
 
 
 def _at_equal_parameters(losses: pd.DataFrame) -> Iterator[Finding]:
@@ -47,21 +61,34 @@ def _at_equal_parameters(losses: pd.DataFrame) -> Iterator[Finding]:
         pairs = _among(rows, ("hae", "v2"))
         if len(pairs) == 1 and "lite" not in set(rows["first"]) | set(rows["second"]):
             (pair,) = pairs.to_dict("records")
-            scope = f"held-out loss at equal parameters, {_where(pair, pairs)}"
-            yield _finding(scope, _in_words(pairs), verdicts.first_of_pair(pair, "hae"), pair["controls"])
+            found = verdicts.first_of_pair(pair, "hae")
+            reading = "held-out loss at equal parameters"
+            yield _finding(reading, _where(pair, pairs), _in_words(pairs), found, pair["controls"])
 
 
+@claim(
+    {5: "通过在编码器和解码器中使用不同的网络结构来实现更好的特征表示和生成质量"},
+    "Different structures in encoder and decoder give better features and quality",
+    "better than a plain U-Net",
+    notebook=NOTEBOOK,
+    figure="gain_shares",
+    table=TABLE,
+    test=PAIRS_TEST,
+)
 def heterogeneous(measured: Measured) -> Iterator[Finding]:
     """Hybrid blocks in the decoder are better than the same body without them: each version, with something equal."""
-    differences = quality_tables.quality_differences(measured)
+    differences = measured.once(quality_tables.quality_differences)
     losses = differences[differences["metric"] == "loss"]
     families = [pairs for _, rows in losses.groupby(FAMILY, sort=False) if len(pairs := _against_control(rows))]
     most = max(range(len(families)), key=lambda place: families[place]["n_seeds"].min(), default=0)
     for place, pairs in enumerate(families):
         row = pairs.iloc[0].to_dict()
         found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
-        scope = f"held-out loss at equal {row['equal']}, {_where(row, pairs)}"
-        yield _finding(scope, _in_words(pairs), found, row["controls"], example=place == most)
+        reading = f"held-out loss at equal {row['equal']}"
+        yield _finding(reading, _where(row, pairs), _in_words(pairs), found, row["controls"], example=place == most)
+
+
+# studies as rows, and in words
 
 
 def _against_control(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,11 +112,10 @@ def _where(family: Mapping[str, Any], pairs: pd.DataFrame) -> str:
     return f"{family['data']}, study {family['study']}, {pairs['n_seeds'].min()} seeds"
 
 
-def _finding(scope: str, computed: str, verdict: str, controls: str, example: bool = False) -> Finding:
+def _finding(reading: str, scope: str, computed: str, verdict: str, controls: str, example: bool = False) -> Finding:
     notes = {NOT_FOUND: "a control that is known to be worse was not found; ", NONE: ""}
-    return Finding(
-        scope, notes.get(controls, "") + computed, verdicts.valid(verdict, controls), SOURCE, QUALITY, example=example
-    )
+    computed = notes.get(controls, "") + computed
+    return Finding(reading, scope, computed, verdicts.valid(verdict, controls), QUALITY, example=example)
 
 
 def _beyond(pairs: pd.DataFrame) -> str:
