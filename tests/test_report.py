@@ -21,7 +21,7 @@ from hae_lab.plots.catalogue import LANGUAGES
 
 ROOT = Path(__file__).parent.parent
 EACH = pytest.mark.parametrize("language", LANGUAGES)
-# numbers that are names, or the document's own: its 100 / 70 / 40, factors of its table, patches, a map, fields of models
+# the document's own numbers: its 100 / 70 / 40 and the factors of its table; a map, a square, a share that was claimed
 NOT_RESULTS = {"100", "70", "40", "4", "0.25", "64", "2", "1"}
 
 

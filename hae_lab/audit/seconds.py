@@ -21,10 +21,10 @@ def measure(out: str | Path = ".", progress: bool = False) -> Path:
     work: list[tuple[str, str, Callable[[], Any]]] = [(name, "table", make) for name, make in TABLES.items()]
     work += [(name, "figure", lambda source=source: draw(source).png()) for name, source in figures().items()]
     rows = []
-    for name, form, run in tqdm(work, disable=not progress, unit="file"):
+    for name, kind, run in tqdm(work, disable=not progress, unit="file"):
         start = process_time()
         run()
-        rows.append({"output": name, "form": form, "seconds": float(f"{process_time() - start:.2g}")})
+        rows.append({"output": name, "output_kind": kind, "seconds": float(f"{process_time() - start:.2g}")})
     where = environment("cpu")
     frame = pd.DataFrame(rows).assign(clock="CPU time", **{key: where[key] for key in ("device_name", "torch")})
     return tables.write(frame, Path(out) / "data" / f"{FILE}.csv")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType, ModuleType
 
 from hae_lab.audit.clone import committed_path, read_table
 from hae_lab.audit.registry import SLOW_TABLES, TABLES, figures
@@ -54,16 +55,22 @@ def function_name(function: Callable[..., object]) -> str:
     """Where a function is at home, without the package; of what wraps one, that one."""
     while isinstance(function, partial):
         function = function.func
-    if function.__name__ == "<lambda>":  # it only hands the measured tables on: the name that it calls says more
-        called = [name for name in function.__code__.co_names if name.islower() and not name.startswith("read_")]
-        return ".".join(called[:2])
+    if function.__name__ == "<lambda>":  # it only hands the measured tables on: the function that it calls says more
+        return function_name(_called(function))
     return f"{function.__module__}.{function.__qualname__}".removeprefix("hae_lab.")
 
 
-def _seconds(name: str, form: str) -> float | None:
+def _called(function: FunctionType) -> Callable[..., object]:
+    """The first function of a module that a lambda names."""
+    names = function.__code__.co_names
+    first = next(place for place, name in enumerate(names) if isinstance(function.__globals__.get(name), ModuleType))
+    return getattr(function.__globals__[names[first]], names[first + 1])
+
+
+def _seconds(name: str, kind: str) -> float | None:
     """CPU seconds that were measured on some computer, or None."""
     if not committed_path(FILE).exists():
         return None
     rows = read_table(FILE)
-    found = rows.loc[(rows["output"] == name) & (rows["form"] == form), "seconds"]
+    found = rows.loc[(rows["output"] == name) & (rows["output_kind"] == kind), "seconds"]
     return float(found.iloc[0]) if len(found) else None

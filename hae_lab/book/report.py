@@ -27,7 +27,7 @@ STYLE = """\
 @page { size: A4; margin: 11mm 14mm; }
 * { box-sizing: border-box; }
 body { max-width: 182mm; margin: 8mm auto; padding: 0 4mm; color: #222;
-  font: 9.4pt/1.38 system-ui, "Noto Sans", "Noto Sans SC", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
+  font: 9.4pt/1.38 system-ui, "Noto Sans SC", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
 h1 { font-size: 17pt; margin: 0 0 1mm; }
 h2 { font-size: 11.5pt; margin: 3.2mm 0 1mm; break-after: avoid; }
 p, ul { margin: 0.8mm 0; }

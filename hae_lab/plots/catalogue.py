@@ -77,7 +77,9 @@ def chinese_font() -> str:
     if path is not None and path.is_file():
         font_manager.fontManager.addfont(path)
         entry = font_manager.fontManager.ttflist[-1]
-        font_manager.fontManager.ttflist.append(replace(entry, weight="bold"))  # titles are bold, the wheel has one file
+        font_manager.fontManager.ttflist.append(
+            replace(entry, weight="bold")
+        )  # titles are bold, the wheel has one file
         return entry.name
     there = {font.name for font in font_manager.fontManager.ttflist}
     for family in FONTS:

@@ -99,7 +99,7 @@ def current_style() -> Style:
     chosen = _STYLE.get()
     if not fonts():
         return chosen
-    return replace(chosen, settings=chosen.settings | {"font.family": [*mpl.rcParamsDefault["font.family"], *fonts()]})
+    return replace(chosen, settings=chosen.settings | {"font.family": [*chosen.settings["font.family"], *fonts()]})
 
 
 @contextmanager
