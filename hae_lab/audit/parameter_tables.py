@@ -32,8 +32,8 @@ SCOPES = {"whole model": "model", "decoder": "decoder", "hybrid blocks": "hybrid
 
 
 @lru_cache(maxsize=64)
-def _parts(model_config: HAEConfig) -> Mapping[str, int]:
-    """Parameters of each part, counted on the model."""
+def parts_of(model_config: HAEConfig) -> Mapping[str, int]:
+    """Parameters of each part, counted on the model: do not change it."""
     frame = parameter_parts(model_config)
     return dict(zip(frame["part"], frame["params"], strict=True))
 
@@ -54,7 +54,7 @@ def part_rows() -> pd.DataFrame:
 def published_counts() -> pd.DataFrame:
     """The claim, the published counts, and our models that reproduce them."""
     counts = {
-        variant: _parts(config(variant, PUBLISHED_PRESET, **changes))["model"]
+        variant: parts_of(config(variant, PUBLISHED_PRESET, **changes))["model"]
         for variant, changes in PUBLISHED_CHANGES.items()
     }
     return pd.DataFrame(
@@ -77,7 +77,7 @@ def parameter_table() -> pd.DataFrame:
     """Like for like: every variant on one body, for four presets and four scopes, in percent of HAE."""
     rows = []
     for preset, (scope, part) in product(TABLE_PRESETS, SCOPES.items()):
-        counts = {variant: _parts(config(variant, preset))[part] for variant in VARIANTS}
+        counts = {variant: parts_of(config(variant, preset))[part] for variant in VARIANTS}
         rows += [
             {
                 "preset": preset,
@@ -153,10 +153,10 @@ def slot_waterfall(preset: str = "brats128") -> pd.DataFrame:
     by_version = sorted(SLOTS, key=lambda slot: VARIANTS["lite"][slot] == VARIANTS["hae"][slot])
     rows = []
     for order in permutations(by_version):
-        model_config, total = config("hae", preset), _parts(config("hae", preset))["model"]
+        model_config, total = config("hae", preset), parts_of(config("hae", preset))["model"]
         for step, slot in enumerate(order, start=1):
             model_config = model_config.replace(**{slot: VARIANTS["v2"][slot]})
-            params = _parts(model_config)["model"]
+            params = parts_of(model_config)["model"]
             row = {"preset": preset, "order": " > ".join(order), "step": step, "slot": slot}
             rows.append(row | {"change": f"{slot}={VARIANTS['v2'][slot]}", "params": params, "saved": total - params})
             total = params
@@ -290,10 +290,10 @@ def _change_sets(max_changes: int) -> Iterator[tuple[tuple[str, str], ...]]:
 
 
 def _family_row(preset: str, lite: dict[str, Any], v2: dict[str, Any]) -> dict[str, Any]:
-    hae_params = _parts(config("hae", preset))["model"]
+    hae_params = parts_of(config("hae", preset))["model"]
     row = {"preset": preset, "changes": lite["changes"] + v2["changes"], "hae_params": hae_params}
     for variant, change in (("lite", lite), ("v2", v2)):
-        params = _parts(config(variant, preset, **change["fields"]))["model"]
+        params = parts_of(config(variant, preset, **change["fields"]))["model"]
         row[f"{variant}_changes"] = change["label"]
         row[f"{variant}_params"] = params
         row[f"{variant}_percent"] = 100 * params / hae_params

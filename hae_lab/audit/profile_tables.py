@@ -1,5 +1,6 @@
 """Tables of the profiler: public architectures against torch's counter, and the memory of training the variants."""
 
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hae_lab.audit.public_models import PUBLISHED
+from hae_lab.family import HAEConfig
 from hae_lab.presets import VARIANTS, config
 from hae_lab.profilers.backward import MACS, backward_rows
 from hae_lab.profilers.macs import compute, total
@@ -117,15 +119,16 @@ def training_memory_by_rule() -> pd.DataFrame:
 def _memory_row(setting: Setting, variant: str) -> dict[str, Any]:
     rule = {"mask_rule": setting.mask_rule} if setting.mask_rule else {}
     model_config = config(variant, setting.preset, dropout=setting.dropout, **rule)
-    model, args, kwargs = prepare(model_config, setting.images)
+    params = parameter_formulas(model_config)["model"]
+    return {"variant": variant, **setting._asdict(), "params": params, **memory_of(model_config, setting.images)}
+
+
+@lru_cache(maxsize=64)
+def memory_of(model_config: HAEConfig, images: int) -> dict[str, int]:
+    """The totals of `profilers.memory_totals` for a batch, and what sparse attention saves: do not change it."""
+    model, args, kwargs = prepare(model_config, images)
     inference = inference_step(model, args, kwargs)
     step = training_step(model, args, kwargs, warm=False)
     rows = memory_rows(step)
-    attention = rows["path"].str.contains("multihead_attn")
-    return {
-        "variant": variant,
-        **setting._asdict(),
-        "params": parameter_formulas(model_config)["model"],
-        "attention_saved_bytes": int(rows.loc[attention, "saved_bytes"].sum()),
-        **totals_of(step, inference).to_dict(),
-    }
+    attention = int(rows.loc[rows["path"].str.contains("multihead_attn"), "saved_bytes"].sum())
+    return {"attention_saved_bytes": attention, **totals_of(step, inference).to_dict()}

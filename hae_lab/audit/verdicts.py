@@ -1,6 +1,7 @@
 """The rules of the verdicts: every one follows from numbers.
 
-"holds" within one point of the claimed percentage, "nearly holds" within five, else "does not hold"; a measured order
+"holds" within one point of the claimed percentage or, of a saving, above it, "nearly holds" within five, else "does not
+hold"; a measured order
 needs times that differ in rounds that are paired (`profilers.paired`), and an order of quality needs differences over
 training seeds that are decided after Holm, else "cannot tell"; a reversed pair or trend refutes it, and so does a pair
 that is equal within the margin its study declared. What a study says is "void" if it does not find a control that is
@@ -21,6 +22,8 @@ from hae_lab.study.equivalence import EQUAL
 
 HOLDS, NEARLY, FAILS, OPEN, VOID = "holds", "nearly holds", "does not hold", "cannot tell", "void"
 EXACT, NEAR = 1, 5  # percentage points
+GREATLY = 50  # percent that "greatly" saves at least
+CARDS_GIB = (4, 8, 12, 16, 24, 32, 48, 80)  # memory of graphics cards that one buys
 
 
 def judge(computed_percent: float, claimed_percent: float) -> str:
@@ -39,6 +42,32 @@ def as_said(fact: bool) -> str:
     return HOLDS if fact else FAILS
 
 
+def unmeasured() -> str:
+    """Of a sentence that nothing which was measured decides."""
+    return OPEN
+
+
+def in_order(numbers: Iterable[float]) -> str:
+    """Whether each number is below the one before it."""
+    return as_said(all(after < before for before, after in pairwise(numbers)))
+
+
+def at_most(value: float, limit: float) -> str:
+    """Of an upper limit."""
+    return as_said(value <= limit)
+
+
+def noticeably_more(percent_more: float) -> str:
+    """Whether something costs more: a difference within five percent is none worth a word."""
+    return as_said(percent_more > NEAR)
+
+
+def different_cards(needed_bytes: Iterable[float]) -> str:
+    """Whether what several models need fills cards of different sizes, the smallest that hold them."""
+    sizes = [next((card for card in CARDS_GIB if need <= card * 2**30), CARDS_GIB[-1] + 1) for need in needed_bytes]
+    return as_said(len(set(sizes)) == len(sizes))
+
+
 def worst(verdicts: Iterable[str]) -> str:
     """The worst of verdicts on percentages: a claim of several numbers holds if all of them do."""
     return max(verdicts, key=(HOLDS, NEARLY, FAILS).index)
@@ -53,6 +82,11 @@ def first_place(others: Iterable[str]) -> str:
     if set(others) & {FASTER, SAME_TIME}:
         return FAILS
     return HOLDS if set(others) == {SLOWER} else OPEN
+
+
+def faster(than: object) -> str:
+    """Whether one time is below another, from the verdict of `profilers.paired` on the first."""
+    return {FASTER: HOLDS, SLOWER: FAILS, SAME_TIME: FAILS}.get(str(than), OPEN)
 
 
 def better(pair: Mapping[str, Any]) -> str:
@@ -79,6 +113,20 @@ def first_of_pair(pair: Mapping[str, Any], promised: str) -> str:
     """Whether the promised cell of one pair is the better one; equal within the margin, it is not."""
     found = better(pair)
     return OPEN if not found else HOLDS if found == promised else FAILS
+
+
+def kept(pair: Mapping[str, Any], cell: str) -> str:
+    """Whether a cell of one pair is as good as the other: equal within the margin, or better."""
+    found = better(pair)
+    return OPEN if not found else as_said(found in (EQUAL, cell))
+
+
+def rests_on(found: Iterable[str]) -> str:
+    """Of advice, from the verdicts on what it rests on: what holds in one reading and fails in another decides nothing."""
+    verdicts = set(found)
+    if verdicts <= {HOLDS, NEARLY}:
+        return HOLDS if verdicts == {HOLDS} else NEARLY
+    return FAILS if not verdicts & {HOLDS, NEARLY} and FAILS in verdicts else OPEN
 
 
 def all_first(pairs: Iterable[tuple[Mapping[str, Any], str]]) -> str:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hae_lab.audit.claims import compute, interface, masks, parameters, quality
+from hae_lab.audit.claims import compute, interface, masks, parameters, quality, slots, structure
 from hae_lab.audit.claims.base import Claim
 from hae_lab.audit.measured import Measured
 from hae_lab.checks import require_name
 
-SUBJECTS: tuple[ModuleType, ...] = (parameters, masks, compute, quality, interface)
+SUBJECTS: tuple[ModuleType, ...] = (structure, parameters, slots, masks, compute, quality, interface)
 
 
 @cache

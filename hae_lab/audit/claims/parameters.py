@@ -15,6 +15,7 @@ from hae_lab.presets import DOCUMENT
 
 PRESET = "brats128"
 CHANNELS = 512
+REVISION = "the published revision, rebuilt (wide128)"
 PUBLISHED = Evidence(
     figure="published_counts",
     table="published_counts",
@@ -43,7 +44,7 @@ def parameters(measured: Measured) -> Iterator[Finding]:
     published = parameter_tables.published_counts().set_index("variant")["our_percent"]
     yield Finding(
         "whole model, blocks for the decoder's attention (HAE) or for all (Lite, V2), V2 without CNN branch",
-        "the published revision, rebuilt (wide128)",
+        REVISION,
         listed(f"{published[variant]:.1f} %" for variant in DOCUMENT),
         verdicts.worst(verdicts.judge(published[variant], CLAIM_PERCENT[variant]) for variant in DOCUMENT),
         PARAMETERS,
@@ -78,8 +79,72 @@ def bottleneck_75(measured: Measured) -> Iterator[Finding]:
     yield Finding("whole model, V2 against Lite", PRESET, f"{saved:.1f} %", verdict, REACH, evidence=evidence)
 
 
+TABLE = {"notebook": "06_parameter_table", "figure": "parameter_table", "table": "parameter_table"}
+TABLE_TEST = "test_parameter_table.py::test_table_equals_the_measured_percentages"
+
+
+@claim(
+    {27: "参数量：最大", 284: "参数量大"},
+    "HAE has the most parameters",
+    "the most",
+    **TABLE,
+    test=TABLE_TEST,
+)
+def hae_largest(measured: Measured) -> Iterator[Finding]:
+    """More than Lite and V2, on each preset and in the published revision."""
+    for scope, of_hae in _percents():
+        verdict = verdicts.as_said(max(of_hae["lite"], of_hae["v2"]) < 100)
+        yield Finding("whole model, percent of HAE", scope, _of_hae(of_hae), verdict, PARAMETERS)
+
+
+@claim(
+    {130: "参数量：中等", 288: "适中的参数量"},
+    "Lite has a medium number of parameters",
+    "between",
+    **TABLE,
+    test=TABLE_TEST,
+)
+def lite_medium(measured: Measured) -> Iterator[Finding]:
+    """Between V2 and HAE; and half way?"""
+    for scope, of_hae in _percents():
+        verdict = verdicts.in_order([100, of_hae["lite"], of_hae["v2"]])
+        yield Finding("between V2 and HAE", scope, _of_hae(of_hae), verdict, PARAMETERS)
+    params = whole_params()
+    way = 100 * (params["lite"] - params["v2"]) / (params["hae"] - params["v2"])
+    verdict = verdicts.judge(way, 50)
+    yield Finding("half way from V2 to HAE", PRESET, f"{way:.1f} % of the way", verdict, PARAMETERS, claimed="50 %")
+
+
+@claim(
+    {129: "优化的混合CNN-Transformer架构", 178: "进一步优化的混合CNN-Transformer架构"},
+    "The decoder is optimised in Lite, and further in V2",
+    "HAE > Lite > V2",
+    **TABLE,
+    test=TABLE_TEST,
+)
+def decoder_stepwise(measured: Measured) -> Iterator[Finding]:
+    """Parameters of the decoder, version by version."""
+    table = parameter_tables.parameter_table().query("scope == 'decoder'")
+    for preset, rows in table.groupby("preset", sort=False):
+        percent = rows.set_index("variant")["percent_of_hae"]
+        verdict = verdicts.in_order(percent[variant] for variant in DOCUMENT)
+        yield Finding("parameters of the decoder", str(preset), _of_hae(percent), verdict, PARAMETERS)
+
+
+def _percents() -> Iterator[tuple[str, pd.Series]]:
+    """Scope, and parameters of the whole model in percent of HAE's: each preset, then the published revision."""
+    table = parameter_tables.parameter_table().query("scope == 'whole model'")
+    for preset, rows in table.groupby("preset", sort=False):
+        yield str(preset), rows.set_index("variant")["percent_of_hae"]
+    yield REVISION, parameter_tables.published_counts().set_index("variant")["our_percent"]
+
+
+def _of_hae(percent: pd.Series) -> str:
+    return listed(f"{percent[variant]:.1f} %" for variant in DOCUMENT)
+
+
 def whole_params() -> pd.Series:
-    """Parameters of each variant's whole model."""
+    """Parameters of each variant's whole model, on one preset."""
     table = parameter_tables.parameter_table()
     return table[(table["scope"] == "whole model") & (table["preset"] == PRESET)].set_index("variant")["params"]
 

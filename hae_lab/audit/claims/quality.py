@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from hae_lab.audit import quality_tables, verdicts
-from hae_lab.audit.claims.base import QUALITY, Finding, claim
+from hae_lab.audit.claims.base import QUALITY, Evidence, Finding, claim
 from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.verdicts import in_percent, within
@@ -16,6 +16,8 @@ from hae_lab.study.equivalence import EQUAL
 
 FAMILY = ["study", "data", "equal"]
 NOTEBOOK, FIGURE, TABLE = "09_ablation_study", "quality_verdicts", "quality_differences"
+SLOTS_TEST = "test_quality_numbers.py::test_slot_effects_are_those_of_statsmodels"
+METRICS = {"loss": "held-out loss", "swd": "sliced Wasserstein distance of samples"}
 ORDER_TEST = "test_quality_numbers.py::test_orders_by_counting"
 PAIRS_TEST = "test_quality_numbers.py::test_differences_are_those_of_statsmodels"
 
@@ -86,9 +88,131 @@ def heterogeneous(measured: Measured) -> Iterator[Finding]:
         found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
         reading = f"held-out loss at equal {row['equal']}"
         yield _finding(reading, _where(row, pairs), _in_words(pairs), found, row["controls"], example=place == most)
+    others = differences[(differences["metric"] != "loss") & (differences["equal"] == STEPS)]
+    for (metric, *_), rows in others.groupby(["metric", *FAMILY], sort=False):
+        if len(pairs := _against_control(rows)):
+            row = pairs.iloc[0].to_dict()
+            found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
+            yield _finding(metric_title(str(metric)), _where(row, pairs), _in_words(pairs), found, row["controls"])
 
 
-# studies as rows, and in words
+# one version beside another
+
+
+@claim(
+    {27: "性能最优", 283: "最高的生成质量"},
+    "HAE has the best performance, the highest quality of what is generated",
+    "HAE better than Lite and V2",
+    notebook=NOTEBOOK,
+    figure=FIGURE,
+    table=TABLE,
+    test=PAIRS_TEST,
+)
+def best_quality(measured: Measured) -> Iterator[Finding]:
+    """HAE better than Lite and than V2, by loss and by the distance of samples."""
+    for metric in ("loss", "swd"):
+        yield from _beside(measured, {("hae", "lite"): "hae", ("hae", "v2"): "hae"}, metric)
+
+
+@claim(
+    {148: "保持性能"},
+    "Lite keeps the performance",
+    "as good as HAE",
+    notebook=NOTEBOOK,
+    figure=FIGURE,
+    table=TABLE,
+    test=PAIRS_TEST,
+)
+def lite_keeps_performance(measured: Measured) -> Iterator[Finding]:
+    """Lite equal to HAE within the margin, or better."""
+    yield from _beside(measured, {("hae", "lite"): "lite"}, "loss", keeps=True)
+
+
+@claim(
+    {289: "相比原版有轻微的性能损失"},
+    "Lite loses a little performance beside HAE",
+    "worse than HAE",
+    notebook=NOTEBOOK,
+    figure=FIGURE,
+    table=TABLE,
+    test=PAIRS_TEST,
+)
+def lite_slight_loss(measured: Measured) -> Iterator[Finding]:
+    """HAE better than Lite, which line 148 denies."""
+    yield from _beside(measured, {("hae", "lite"): "hae"}, "loss")
+
+
+@claim(
+    {294: "相比前两版有一定的性能权衡"},
+    "V2 trades in some performance beside the first two",
+    "worse than HAE and Lite",
+    notebook=NOTEBOOK,
+    figure=FIGURE,
+    table=TABLE,
+    test=PAIRS_TEST,
+)
+def v2_tradeoff(measured: Measured) -> Iterator[Finding]:
+    """HAE and Lite better than V2."""
+    yield from _beside(measured, {("hae", "v2"): "hae", ("lite", "v2"): "lite"}, "loss")
+
+
+@claim(
+    {130: "平衡性能和效率", 288: "平衡的性能和效率"},
+    "Lite balances performance and efficiency",
+    "better than V2, which is smaller",
+    notebook=NOTEBOOK,
+    figure="quality_pareto",
+    table=TABLE,
+    test=PAIRS_TEST,
+)
+def lite_balance(measured: Measured) -> Iterator[Finding]:
+    """A balance is worth its price if the smaller and faster V2 is not as good."""
+    yield from _beside(measured, {("lite", "v2"): "lite"}, "loss")
+
+
+def _beside(
+    measured: Measured, promised: Mapping[tuple[str, str], str], metric: str, keeps: bool = False
+) -> Iterator[Finding]:
+    """A reading for each study and what it holds equal that has all these pairs: is the promised cell better?
+
+    With `keeps` it has to be as good. The example is that of the most seeds.
+    """
+    differences = measured.once(quality_tables.quality_differences)
+    rows = differences[differences["metric"] == metric]
+    wanted = {frozenset(pair): cell for pair, cell in promised.items()}
+    found = []
+    for _, family in rows.groupby(FAMILY, sort=False):
+        cells = [frozenset(pair) in wanted for pair in zip(family["first"], family["second"], strict=True)]
+        if sum(cells) == len(wanted):
+            found.append(family[cells])
+    most = max(range(len(found)), key=lambda place: found[place]["n_seeds"].min(), default=0)
+    for place, pairs in enumerate(found):
+        row, by_cell = pairs.iloc[0].to_dict(), [(pair, _promised(pair, wanted)) for pair in pairs.to_dict("records")]
+        verdict = verdicts.kept(*by_cell[0]) if keeps else verdicts.all_first(by_cell)
+        reading = f"{METRICS[metric]} at equal {row['equal']}"
+        example = metric == "loss" and place == most
+        yield _finding(reading, _where(row, pairs), _in_words(pairs), verdict, row["controls"], example)
+
+
+def _promised(pair: Mapping[str, Any], wanted: Mapping[frozenset[str], str]) -> str:
+    return wanted[frozenset((pair["first"], pair["second"]))]
+
+
+def readings_kept(measured: Measured, slot: str, reading: str) -> Iterator[Finding]:
+    """Whether a change of one slot keeps the quality, in the mean over the other two."""
+    effects = measured.once(_slot_effects)
+    for row in effects[effects["factor"] == slot].to_dict("records"):
+        computed, verdict = _pair_in_words(row), verdicts.kept(row, row["first"])
+        scope = f"phantoms, study slots, {row['n_seeds']} seeds"
+        evidence = Evidence(NOTEBOOK, "slot_ladder", "slot_effects", SLOTS_TEST)
+        yield Finding(reading, scope, computed, verdict, QUALITY, evidence=evidence)
+
+
+def _slot_effects(measured: Measured) -> pd.DataFrame:
+    return quality_tables.slot_effects(measured.slots)
+
+
+# pairs of studies, and their words
 
 
 def _against_control(rows: pd.DataFrame) -> pd.DataFrame:
