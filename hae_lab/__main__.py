@@ -204,8 +204,9 @@ def run_reproduce(options: argparse.Namespace) -> None:
             print(line)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
-        for page in filter(Path.exists, (options.out / "README.md", options.out / "notebooks" / "README.md")):
-            readme.update(page)
+        for name in readme.PAGES:
+            if (options.out / name).exists():
+                readme.update(options.out / name)
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")

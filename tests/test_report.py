@@ -117,6 +117,17 @@ def test_there_is_no_other_number(pages, language):
     assert set(re.findall(r"\d[\d.,]*\d|\d", words)) <= NOT_RESULTS
 
 
+def test_what_is_said_without_a_number_is_so():
+    compared = report.read_table("quality_differences")
+    of_loss = compared[(compared["metric"] == "loss") & (compared["equal"] == "time") & (compared["second"] == "unet")]
+    blocks = of_loss[of_loss["first"].isin(["hae", "lite", "v2"])]
+    assert len(blocks) > 0
+    assert set(blocks["verdict"]) <= {"second better", "equal"}  # at equal time a plain U-Net does as well or better
+    ledger = report.read_table("claims")
+    assert "holds" not in set(ledger.loc[ledger["id"] == "quality_order", "verdict"])
+    assert (report.read_table("what_it_would_take")["changes"] > report.numbers()["changes"].number() - 1).all()
+
+
 def test_a_changed_table_changes_the_number():
     cited = report.numbers()["share_lite"]
     table = report.read_table("published_counts")

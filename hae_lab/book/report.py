@@ -115,6 +115,11 @@ def _from(line: str) -> str:
     return f'<p class="from">{escape(line)}</p>'
 
 
+def plain(template: str) -> str:
+    """A text of the report as plain text."""
+    return template.format(**{name: number.text() for name, number in numbers().items() if f"{{{name}}}" in template})
+
+
 def filled(template: str) -> str:
     """A text of the report as HTML: its words escaped, its `{names}` the numbers with their sources."""
     parts = []

@@ -29,11 +29,9 @@ _LANGUAGE: ContextVar[str] = ContextVar("language", default="en")
 def language(name: str) -> Iterator[None]:
     """Draw the figures made inside the `with` in "en" or "zh".
 
-    Raises `HAELabError` for another language, and if no font for it is found.
+    Raises `HAELabError` for another language; drawing raises it if no font for the language is found.
     """
     require_name("language", name, LANGUAGES)
-    if name != "en":
-        chinese_font()
     token = _LANGUAGE.set(name)
     try:
         yield
