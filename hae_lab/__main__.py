@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         add_reproduce,
+        add_audit,
         add_train,
         add_study,
         add_show,
@@ -77,6 +78,12 @@ def add_reproduce(commands: Commands) -> None:
         help="of paper (default: one column, 3.3; 6.9 where that is too narrow)",
     )
     command.set_defaults(run=run_reproduce)
+
+
+def add_audit(commands: Commands) -> None:
+    command = commands.add_parser("audit", help="list the document's claims and verdicts, or compute one anew")
+    command.add_argument("claim", nargs="?", metavar="ID", help="of one claim: its readings, evidence and what judges")
+    command.set_defaults(run=run_audit)
 
 
 def add_train(commands: Commands) -> None:
@@ -231,6 +238,21 @@ def run_print(options: argparse.Namespace) -> None:
     for line in left_out:
         print(f"not drawn, {line}")
     print(f"{len(written)} files in {out.resolve()}")
+
+
+def run_audit(options: argparse.Namespace) -> None:
+    from hae_lab.audit.claims import told
+    from hae_lab.audit.clone import read_table
+
+    committed = read_table("claims")
+    if options.claim is None:
+        print(told.tree(committed))
+        return
+    known = told.readings_of(committed, options.claim)
+    from hae_lab.audit.claims import ledger
+    from hae_lab.audit.measured import Measured
+
+    print(told.claim(*ledger.audit(options.claim, Measured()), known))
 
 
 def run_train(options: argparse.Namespace) -> None:

@@ -46,6 +46,84 @@ def test_verdict_on_a_saving_that_may_be_larger(saved, verdict):
     assert verdicts.judge_saving(saved, 90) == verdict
 
 
+def test_a_fact_and_a_gap():
+    assert (verdicts.as_said(True), verdicts.as_said(False)) == ("holds", "does not hold")
+    assert verdicts.unmeasured() == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "verdict"), [((3, 2, 1), "holds"), ((3, 3, 1), "does not hold"), ((3, 1, 2), "does not hold")]
+)
+def test_an_order_of_numbers_falls_at_each_step(numbers, verdict):
+    assert verdicts.in_order(numbers) == verdict
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(1.0, "holds"), (0.0, "holds"), (1.01, "does not hold")])
+def test_a_limit_may_be_reached(value, verdict):
+    assert verdicts.at_most(value, 1.0) == verdict
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(5.01, "holds"), (5, "does not hold"), (-20, "does not hold")])
+def test_five_percent_more_is_not_worth_a_word(more, verdict):
+    assert verdicts.noticeably_more(more) == verdict
+
+
+@pytest.mark.parametrize(
+    ("gib", "verdict"),
+    [
+        ((4, 8, 12), "holds"),
+        ((4.01, 8, 12), "does not hold"),
+        ((100, 200, 4), "does not hold"),
+        ((30, 20, 10), "holds"),
+        ((2, 2.5, 3), "does not hold"),
+    ],
+)
+def test_cards_differ_if_the_smallest_that_hold_the_needs_do(gib, verdict):
+    assert verdicts.different_cards(each * 2**30 for each in gib) == verdict
+
+
+@pytest.mark.parametrize(
+    ("than", "verdict"),
+    [
+        ("faster", "holds"),
+        ("slower", "does not hold"),
+        ("equal within 2 %", "does not hold"),
+        ("cannot tell", "cannot tell"),
+        (float("nan"), "cannot tell"),
+    ],
+)
+def test_a_time_is_below_another_where_rounds_say_so(than, verdict):
+    assert verdicts.faster(than) == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        ("first better", "holds"),
+        ("equal", "holds"),
+        ("second better", "does not hold"),
+        ("cannot tell", "cannot tell"),
+    ],
+)
+def test_quality_is_kept_by_what_is_equal_or_better(verdict, expected):
+    assert verdicts.kept({"first": "lite", "second": "hae", "verdict": verdict}, "lite") == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (("holds", "holds"), "holds"),
+        (("holds", "nearly holds"), "nearly holds"),
+        (("does not hold", "cannot tell"), "does not hold"),
+        (("does not hold", "nearly holds"), "cannot tell"),
+        (("holds", "cannot tell"), "cannot tell"),
+        (("cannot tell", "void"), "cannot tell"),
+    ],
+)
+def test_advice_on_mixed_grounds_decides_nothing(found, verdict):
+    assert verdicts.rests_on(found) == verdict
+
+
 @pytest.mark.parametrize(
     ("several", "verdict"),
     [

@@ -31,6 +31,11 @@ class Setting(NamedTuple):
         """The setting of a variant: one without blocks has no mask."""
         return self if VARIANTS[variant].has_blocks else self._replace(mask_rule="")
 
+    def config(self, variant: str) -> HAEConfig:
+        """The config of a variant in this setting."""
+        rule = {"mask_rule": self.mask_rule} if self.mask_rule else {}
+        return config(variant, self.preset, dropout=self.dropout, **rule)
+
 
 MEMORY_PRESET, DROPOUT = "brats128", 0.1
 BATCHES = [Setting(MEMORY_PRESET, images, DROPOUT, "document") for images in (1, 16)]
@@ -117,8 +122,7 @@ def training_memory_by_rule() -> pd.DataFrame:
 
 
 def _memory_row(setting: Setting, variant: str) -> dict[str, Any]:
-    rule = {"mask_rule": setting.mask_rule} if setting.mask_rule else {}
-    model_config = config(variant, setting.preset, dropout=setting.dropout, **rule)
+    model_config = setting.config(variant)
     params = parameter_formulas(model_config)["model"]
     return {"variant": variant, **setting._asdict(), "params": params, **memory_of(model_config, setting.images)}
 

@@ -122,11 +122,14 @@ def kept(pair: Mapping[str, Any], cell: str) -> str:
 
 
 def rests_on(found: Iterable[str]) -> str:
-    """Of advice, from the verdicts on what it rests on: what holds in one reading and fails in another decides nothing."""
-    verdicts = set(found)
-    if verdicts <= {HOLDS, NEARLY}:
-        return HOLDS if verdicts == {HOLDS} else NEARLY
-    return FAILS if not verdicts & {HOLDS, NEARLY} and FAILS in verdicts else OPEN
+    """Of advice, from the verdicts on what it rests on.
+
+    What holds in one reading and fails in another decides nothing.
+    """
+    told = set(found)
+    if told <= {HOLDS, NEARLY}:
+        return HOLDS if told == {HOLDS} else NEARLY
+    return FAILS if FAILS in told and not told & {HOLDS, NEARLY} else OPEN
 
 
 def all_first(pairs: Iterable[tuple[Mapping[str, Any], str]]) -> str:

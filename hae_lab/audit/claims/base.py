@@ -1,7 +1,7 @@
 """What a claim is: a sentence of the document, the ways to read it, and what each of them comes to."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from hae_lab.audit.measured import Measured
 
@@ -26,6 +26,10 @@ class Evidence:
     figure: str = ""
     table: str = ""
     test: str = ""
+
+    def with_test(self, test: str) -> "Evidence":
+        """The same with a test of its own."""
+        return replace(self, test=test)
 
     def over(self, other: "Evidence") -> "Evidence":
         """This evidence, and the other's where this has none."""

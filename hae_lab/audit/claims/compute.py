@@ -1,25 +1,25 @@
 """Claims on multiply-accumulates and time: what sparse attention saves of what, and which version is the fastest."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from hae_lab.audit import compute_tables, quality_tables, verdicts
-from hae_lab.audit.bench_attention import FLEX, LAYER, SHARED
+from hae_lab.audit import compute_tables, profile_tables, quality_tables, verdicts
+from hae_lab.audit.bench_attention import DENSE, DOCUMENT_LAYER, FLEX, LAYER, SHARED
 from hae_lab.audit.benchmarks import DOCUMENTS_WAY
-from hae_lab.audit.claims.base import MACS, MASK, PARAMETERS, REACH, TIME, Evidence, Finding, claim, listed
-from hae_lab.audit.claims.masks import LARGEST_MAP
+from hae_lab.audit.claims.base import MACS, MASK, MEMORY, PARAMETERS, REACH, TIME, Evidence, Finding, claim, listed
 from hae_lab.audit.claims.parameters import PRESET, whole_params
+from hae_lab.audit.claims.scales import LARGEST_MAP
 from hae_lab.audit.measured import Measured
 from hae_lab.presets import DOCUMENT, variant_title
 from hae_lab.profilers.counters import flop_counter_macs
 from hae_lab.profilers.macs import PROJECTIONS, SCORES, total
 from hae_lab.rules import RULES, mask_for
 
-DENSE = "dense"  # the rule that masks nothing
 NINETY = "90 % less"
 OF_HAE = "of HAE (HAE / Lite / V2)"
 MACS_BY_RULE = Evidence(
@@ -129,6 +129,53 @@ def _published_kernel_macs(mask: bool) -> int:
         return flop_counter_macs(layer, (tokens, tokens, tokens, None, True, blocked))
 
 
+@claim(
+    {17: "提高效率"},
+    "Sparse attention is more efficient",
+    "less than dense attention",
+    notebook="08_compute_and_latency",
+    figure="attention_speed_up",
+    table="bench_attention_cpu",
+    test="test_benchmarks.py::test_speed_ups_are_paired_round_by_round",
+)
+def attention_efficiency(measured: Measured) -> Iterator[Finding]:
+    """Time of a layer against dense attention of the pixels, as published and by our kernels; memory of training."""
+    rows = measured.bench_attention
+    rows = rows[(rows["part"] == LAYER) & (rows["pass"] == "forward") & (rows["against"] == DENSE)]
+    for row in rows[rows["way"].isin([DOCUMENT_LAYER, "document", SHARED])].to_dict("records"):
+        percent = row["faster_percent"]
+        yield Finding(
+            f"time of an attention layer, {row['way']}, against dense SDPA, local queries",
+            f"forward, {row['map']} map, n = {row['n']}, {row['device_name']}",
+            f"{percent:.0f} % less" if percent > 0 else f"{-percent:.0f} % more",
+            verdicts.faster(row["verdict"]),
+            TIME,
+            evidence=Evidence(table=f"bench_attention_{row['device']}"),
+            way=row["way"],
+            device_name=row["device_name"],
+            clock=row["clock"],
+        )
+    yield from (_training_memory(setting) for setting in profile_tables.RULES if setting.mask_rule != DENSE)
+
+
+def _training_memory(setting: profile_tables.Setting) -> Finding:
+    """What autograd keeps of V2's sparse attention, against dense attention."""
+    kept, dense = (
+        profile_tables.memory_of(each.config("v2"), each.images)["attention_saved_bytes"]
+        for each in (setting, setting._replace(mask_rule=DENSE))
+    )
+    test = "test_memory.py::test_sparse_rules_keep_more_than_dense_attention"
+    return Finding(
+        f"bytes that the attention layers keep for the backward pass, rule {setting.mask_rule}, against dense",
+        f"V2, {setting.preset}, one image, dropout {setting.dropout:g}",
+        f"{kept / 2**20:.0f} of {dense / 2**20:.0f} MiB",
+        verdicts.in_order([dense, kept]),
+        MEMORY,
+        evidence=Evidence(table="training_memory_by_rule", test=test),
+        way=setting.mask_rule,
+    )
+
+
 # efficiency
 
 
@@ -158,6 +205,84 @@ def v2_efficiency(measured: Measured) -> Iterator[Finding]:
     for preset in measured.bench_training["preset"].unique():
         ours = quality_tables.training_steps(measured.bench_training, preset)
         yield from _orders_of_times("time of one training step", f"{preset}, batch 32", ours, BENCH_TRAINING)
+
+
+@claim(
+    {18: "从原版到Lite再到V2，逐步优化参数量和计算效率"},
+    "From HAE to Lite to V2, parameters and compute get better step by step",
+    "HAE > Lite > V2",
+    notebook="08_compute_and_latency",
+    figure="variants_together",
+    table="variants_together",
+    test="test_compute.py::test_formulas_equal_the_oracle_on_every_preset_and_variant",
+)
+def stepwise(measured: Measured) -> Iterator[Finding]:
+    """Parameters and MACs, version by version; and is each step a noticeable one?"""
+    macs = step_macs()
+    for reading, counts, kind in (
+        ("parameters", {variant: int(params) for variant, params in whole_params().items()}, PARAMETERS),
+        ("MACs of one denoising step, as published", macs, MACS),
+    ):
+        values = [counts[variant] for variant in DOCUMENT]
+        shares = listed(f"{100 * value / values[0]:.1f} %" for value in values)
+        yield Finding(reading, PRESET, f"{shares} {OF_HAE}", verdicts.in_order(values), kind)
+    steps = [100 * (1 - macs[new] / macs[old]) for old, new in pairwise(DOCUMENT)]
+    computed = f"{listed(f'{step:.1f} %' for step in steps)} saved"
+    verdict = verdicts.worst(verdicts.noticeably_more(step) for step in steps)
+    reading = "each step saves a noticeable share of the MACs"
+    yield Finding(reading, PRESET, computed, verdict, MACS, claimed=f"more than {verdicts.NEAR} %")
+
+
+@claim(
+    {220: "进一步减少计算复杂度"},
+    "V2 reduces the computational complexity further",
+    "V2 < Lite",
+    notebook="05_hae_v2",
+    figure="macs_by_part",
+    table="macs_by_part",
+    test="test_compute.py::test_the_slots_of_the_other_variants_by_hand",
+)
+def v2_less_compute(measured: Measured) -> Iterator[Finding]:
+    """MACs of the token MLPs, and of the whole model."""
+    rows = [compute_tables.step_rows(variant, PRESET, "document") for variant in ("lite", "v2")]
+    mlps = [each.loc[each["part"] == "MLP", "macs_document"].sum() for each in rows]
+    whole = [step_macs()[variant] for variant in ("lite", "v2")]
+    for reading, (lite, v2), kind in (
+        ("MACs of the token MLPs", mlps, MACS),
+        ("MACs of the whole model", whole, REACH),
+    ):
+        yield Finding(reading, PRESET, f"{100 * (1 - v2 / lite):.1f} % fewer", verdicts.in_order([lite, v2]), kind)
+
+
+@claim(
+    {284: "计算开销高"},
+    "HAE's compute is high",
+    f"more than V2's, beyond {verdicts.NEAR} %",
+    notebook="08_compute_and_latency",
+    figure="variants_together",
+    table="variants_together",
+    test="test_benchmarks.py::test_models_are_compared_with_the_same_way_of_v2",
+)
+def hae_costs(measured: Measured) -> Iterator[Finding]:
+    """How much more HAE takes than V2."""
+    macs = step_macs()
+    more = 100 * (macs["hae"] / macs["v2"] - 1)
+    reading, verdict = "MACs of one denoising step, as published", verdicts.noticeably_more(more)
+    yield Finding(reading, PRESET, f"{more:.1f} % more", verdict, MACS)
+    rows = measured.bench_model
+    for row in rows[(rows["variant"] == "hae") & (rows["against"] == "v2 " + rows["way"])].to_dict("records"):
+        more = -row["faster_percent"]
+        yield Finding(
+            "time of one denoising step",
+            f"{PRESET} at 64 channels, batch 1, {row['way']}, {row['device_name']}",
+            f"{more:.1f} % more",
+            verdicts.noticeably_more(more),
+            TIME,
+            evidence=Evidence(table=f"bench_model_{row['device']}"),
+            way=row["way"],
+            device_name=row["device_name"],
+            clock=row["clock"],
+        )
 
 
 def step_macs() -> dict[str, int]:

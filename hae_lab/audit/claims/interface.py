@@ -1,10 +1,12 @@
 """Claims on using the family: one interface, weights that move, which version for what."""
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 
 from hae_lab.audit import verdicts
-from hae_lab.audit.claims.base import INTERFACE, Finding, claim
+from hae_lab.audit.claims import compute, devices, quality
+from hae_lab.audit.claims.base import ADVICE, INTERFACE, REACH, Claim, Finding, claim
 from hae_lab.audit.measured import Measured
 from hae_lab.models import HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2, build, transfer_weights
 from hae_lab.presets import DOCUMENT
@@ -63,3 +65,56 @@ def upgrade_later(measured: Measured) -> Iterator[Finding]:
             verdicts.judge(percent, 100),
             INTERFACE,
         )
+
+
+# which version for what
+
+
+def _advice(measured: Measured, *claims: Claim) -> Iterator[Finding]:
+    """A reading for each claim that an advice rests on: what the readings of that claim come to."""
+    for each in claims:
+        found = [reading.verdict for reading in each.findings(measured) if reading.kind != REACH]
+        counts = ", ".join(f"{verdict} in {count}" for verdict, count in Counter(found).most_common())
+        reading, scope = f"rests on {each.id}", f"its {len(found)} readings"
+        evidence = each.evidence
+        yield Finding(reading, scope, counts, verdicts.rests_on(found), ADVICE, claimed=each.claimed, evidence=evidence)
+
+
+ADVICE_TEST = "test_ledger_numbers.py::test_advice_is_as_good_as_what_it_rests_on"
+CHOICE = {"notebook": "09_ablation_study", "figure": "quality_pareto", "table": "claims"}
+
+
+@claim(
+    {28: "高质量生成任务，计算资源充足的环境", 285: "追求最佳质量的应用", 301: "高质量生成：选择HAE原版"},
+    "For the best quality choose HAE",
+    "the best quality",
+    **CHOICE,
+    test=ADVICE_TEST,
+)
+def choose_hae(measured: Measured) -> Iterator[Finding]:
+    """Rests on HAE being the best."""
+    yield from _advice(measured, quality.best_quality)
+
+
+@claim(
+    {131: "资源受限环境，需要平衡性能和效率", 290: "平衡性能和资源的应用", 302: "平衡应用：选择HAE Lite"},
+    "For balance choose Lite",
+    "a balance",
+    **CHOICE,
+    test=ADVICE_TEST,
+)
+def choose_lite(measured: Measured) -> Iterator[Finding]:
+    """Rests on Lite being better than the smaller V2."""
+    yield from _advice(measured, quality.lite_balance)
+
+
+@claim(
+    {303: "效率优先：选择HAE V2"},
+    "For efficiency choose V2",
+    "the highest efficiency",
+    **CHOICE | {"notebook": "08_compute_and_latency"},
+    test=ADVICE_TEST,
+)
+def choose_v2(measured: Measured) -> Iterator[Finding]:
+    """Rests on V2 being the most efficient, and fit for small devices."""
+    yield from _advice(measured, compute.v2_efficiency, devices.mobile_real_time)

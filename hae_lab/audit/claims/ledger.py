@@ -8,12 +8,23 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hae_lab.audit.claims import compute, interface, masks, parameters, quality, slots, structure
+from hae_lab.audit.claims import code, compute, devices, interface, masks, parameters, quality, scales, slots, structure
 from hae_lab.audit.claims.base import Claim
 from hae_lab.audit.measured import Measured
 from hae_lab.checks import require_name
 
-SUBJECTS: tuple[ModuleType, ...] = (structure, parameters, slots, masks, compute, quality, interface)
+SUBJECTS: tuple[ModuleType, ...] = (
+    structure,
+    parameters,
+    slots,
+    code,
+    scales,
+    masks,
+    compute,
+    quality,
+    devices,
+    interface,
+)
 
 
 @cache
@@ -29,7 +40,7 @@ def rows(measured: Measured) -> pd.DataFrame:
 
 
 class Audited(NamedTuple):
-    """One claim computed anew: its rows, the function that judges as "module:name (file:line)", and seconds."""
+    """One claim computed anew: its rows, the function that judges, as "path:line name", and seconds."""
 
     rows: pd.DataFrame
     function: str
@@ -39,9 +50,8 @@ class Audited(NamedTuple):
 def audit(name: str, measured: Measured) -> Audited:
     """Compute one claim alone. Raises `HAELabError` for an unknown id, with the nearest."""
     require_name("claim", name, claims())
-    start = perf_counter()
-    found = pd.DataFrame(claims()[name].rows(measured))
     check = claims()[name].check
     _, line = inspect.getsourcelines(check)
-    function = f"{check.__module__}:{check.__name__} ({'/'.join(check.__module__.split('.'))}.py:{line})"
-    return Audited(found, function, perf_counter() - start)
+    start = perf_counter()
+    found = pd.DataFrame(claims()[name].rows(measured))
+    return Audited(found, f"{check.__module__.replace('.', '/')}.py:{line} {check.__name__}", perf_counter() - start)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab.audit import verdicts
-from hae_lab.audit.claims.base import EXPRESSION, PARAMETERS, REACH, STRUCTURE, Evidence, Finding, claim, listed
+from hae_lab.audit.claims.base import EXPRESSION, PARAMETERS, REACH, STRUCTURE, Finding, claim, listed
 from hae_lab.audit.claims.parameters import PRESET, count, whole_params
 from hae_lab.audit.claims.quality import readings_kept
 from hae_lab.audit.claims.structure import narrow
@@ -16,7 +16,7 @@ from hae_lab.audit.measured import Measured
 from hae_lab.models import MSTB, BottleneckMLP, HybridBlock
 from hae_lab.models.layers import drawn_as, seeded
 from hae_lab.models.slots import ConcatFusion, GeluMLP, LinearRegions, MeanFusion, PooledRegions
-from hae_lab.presets import DOCUMENT, VARIANTS, config
+from hae_lab.presets import DOCUMENT, VARIANTS
 
 CHANNELS, SIDE, PATCHES = 16, 8, (4, 8)  # small enough to try things out on
 CLOSE = 1e-5  # relative, of two ways of one sum in single precision
@@ -107,17 +107,16 @@ def shared_projection(measured: Measured) -> Iterator[Finding]:
 )
 def after_vit(measured: Measured) -> Iterator[Finding]:
     """ViT embeds a patch by a convolution as large as the patch, with its stride: whose projection is that?"""
+    kernel = _part(PooledRegions, PATCHES).shared_patch_embed.kernel_size
+    computed = f"its kernel is {kernel[0]} x {kernel[1]}; of a patch it takes the mean, ViT all values"
+    yield _slot("Lite's projection is ViT's", kernel in [(p, p) for p in PATCHES], computed, f"C = {CHANNELS}")
     regions = _part(LinearRegions, PATCHES)
     for index, p in enumerate(PATCHES):
         linear, x = regions.patch_projections[index], _map()
         vit = nn.functional.conv2d(x, linear.weight.view(CHANNELS, CHANNELS, p, p), linear.bias, stride=p)
         error = error_of(vit.flatten(2).mT, regions(x, PATCHES)[1 + index])
-        computed = f"beside a {p} x {p} convolution of stride {p}: {in_words(error)}"
-        scope = f"{p} x {p} patches, C = {CHANNELS}"
-        yield _slot("HAE's projections are ViT's", error < CLOSE, computed, scope)
-    kernel = _part(PooledRegions, PATCHES).shared_patch_embed.kernel_size
-    computed = f"its kernel is {kernel[0]} x {kernel[1]}, of a patch only the mean is left"
-    yield _slot("Lite's projection is ViT's", kernel in [(p, p) for p in PATCHES], computed, f"C = {CHANNELS}")
+        computed = f"HAE's layer beside ViT's {p} x {p} convolution of stride {p}: {in_words(error)}"
+        yield _slot("the layer that it replaces is not ViT's", error > CLOSE, computed, f"{p} x {p}, C = {CHANNELS}")
 
 
 @claim(
@@ -371,7 +370,7 @@ def full_expression(measured: Measured) -> Iterator[Finding]:
         tiled = weight.repeat_interleave(p * p, dim=1) / p**2  # (C, C p²), channel-major
         made = nn.functional.linear(nn.functional.unfold(x, p, stride=p).mT, tiled, bias)
         yield _expressed(f"Lite's {p} x {p} tokens from HAE's projection", error_of(made, tokens[1 + index]), scope)
-    yield _expressed("Lite's pixel tokens", error_of(x.flatten(2).mT, tokens[0]), scope)
+    yield _expressed("Lite's pixel tokens, for which HAE has no layer", error_of(x.flatten(2).mT, tokens[0]), scope)
     narrow_mlp, token = _part(GeluMLP, 0.25, 0.0), x.flatten(2).mT
     wide = _widened(narrow_mlp)
     yield _expressed("V2's bottleneck from HAE's MLP", error_of(wide(token), narrow_mlp(token)), scope)
