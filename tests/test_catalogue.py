@@ -15,20 +15,14 @@ from hae_lab.audit.verdicts import FAILS, HOLDS, NEARLY, OPEN, VOID
 from hae_lab.plots import catalogue, ledger, page
 from hae_lab.plots.catalogue import say
 
-TRANSLATED = ("claims_overview", "quality_verdicts")  # every word of them; others have what they share
+TRANSLATED = (  # every word of them; others have what they share
+    "claims_overview", "quality_verdicts", "parameter_table", "published_counts", "feasibility", "slot_waterfall",
+    "where_parameters_sit", "what_it_would_take", "variants_together",
+)  # fmt: skip
 NAMES = re.compile(r"[A-Za-z][A-Za-z-]+")
-LEFT = {
-    "HAE",
-    "Lite",
-    "U-Net",
-    "control",
-    "digits",
-    "twins",
-    "phantoms",
-    "Lu",
-    "et",
-    "al",
-}  # names of models, data, people
+# names of models, parts, data, presets and people
+LEFT = "HAE Lite U-Net control MSTB MLP CNN patch digits twins phantoms brats wide imagenet cifar Lu et al".split()
+CODE = re.compile(r"\w+ ?=\n?\S+|→|\b(regions|fusion|mlp_ratio|placement|cnn_branch)\b")  # fields and their values
 
 
 def texts(figure) -> list[str]:
@@ -42,8 +36,8 @@ def texts(figure) -> list[str]:
 def test_a_figure_in_chinese_has_no_english_left(name):
     with catalogue.language("zh"):
         figure = draw(figures()[name])
-    words = {word for text in texts(figure) for word in NAMES.findall(text)}
-    assert words - LEFT - {"V2"} == set()
+    words = {word for text in texts(figure) for word in NAMES.findall(CODE.sub("", text.replace("_\n", "_")))}
+    assert words - set(LEFT) == set()
     assert any("\u4e00" <= letter <= "\u9fff" for letter in figure.get_suptitle())
 
 
@@ -51,7 +45,7 @@ def test_a_figure_in_chinese_has_no_english_left(name):
 def test_every_letter_has_a_glyph(name):
     with catalogue.language("zh"):
         figure = draw(figures()[name])
-    assert figure.png() == figure.png()  # a missing glyph is a warning, and warnings are errors here
+    assert len(figure.png()) > 1000  # a missing glyph is a warning, and warnings are errors here
 
 
 def test_numbers_are_the_same_in_both_languages():

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, listed, new_chart, short_title
-from hae_lab.plots.catalogue import say
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, new_chart, short_title
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.verdicts import (
     Row,
     cell_name,
@@ -88,7 +88,7 @@ def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list
     winners = [cell for cell in CELLS if cell in better]
     marks = {say("{cell} better", cell=cell_name(cell)): dict(styles[cell]) for cell in winners}
     margins = sorted(set(rows["margin_percent"]))
-    words = listed([f"{margin:g}" for margin in margins])
+    words = say_list([f"{margin:g}" for margin in margins])
     marks[say("equal within {words} %", words=words)] = {"color": OPEN_MARK, "marker": "o"}
     marks[CANNOT_TELL] = {"color": OPEN_MARK, "marker": "o", "markerfacecolor": "white"}
     if (rows["controls"] == NOT_FOUND).any():
@@ -108,7 +108,7 @@ def _verdicts_title(rows: pd.DataFrame) -> str:
         say("{beaten} of {all} at equal {equal}", beaten=_beaten(part), all=len(part), equal=say(equal))
         for equal, part in against.groupby("equal", sort=False)
     ]
-    return start + say("; hybrids beat the U-Net in {told}", told=listed(told)) if told else start
+    return start + say("; hybrids beat the U-Net in {told}", told=say_list(told)) if told else start
 
 
 def _beaten(rows: pd.DataFrame) -> int:

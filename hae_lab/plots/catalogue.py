@@ -5,7 +5,7 @@ entry there stays English.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -48,6 +48,16 @@ def say(english: str, **values: Any) -> str:
     """A text in the language of now, its `{names}` filled in; English where the catalogue has nothing for it."""
     template = english if current_language() == "en" else entries(current_language()).get(english, english)
     return template.format(**values) if values else template
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c", in English."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def say_list(names: Sequence[str]) -> str:
+    """The same in the language of now, for a text that `say` has."""
+    return listed(names) if current_language() == "en" else "、".join(names)
 
 
 @cache

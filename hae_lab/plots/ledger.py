@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hae_lab.plots.base import PALETTE, chart, legend_outside, part_colours, titled_axes
 from hae_lab.plots.catalogue import say
+from hae_lab.plots.page import TEXT, wrapped
 from hae_lab.study.statistics import require_columns
 
 # the document's headings and what they say, in its order; what is claimed elsewhere follows under its own name
@@ -22,6 +23,7 @@ SECTIONS = {
     "性能特点总结": "strengths, weaknesses",
     "使用建议": "advice",
 }
+SMALLEST = 0.03  # of the longest bar: a part below it has no room for its number
 VERDICT_COLOURS = {
     "holds": PALETTE[2],
     "nearly holds": PALETTE[8],
@@ -45,9 +47,11 @@ def claims_overview(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = N
         if verdict not in counts:
             continue
         bars = own.barh(range(len(counts)), counts[verdict], left=left, color=colours[verdict], label=say(verdict))
-        own.bar_label(bars, [str(count or "") for count in counts[verdict]], label_type="center", fontsize=11)
+        labels = [str(count) if count >= SMALLEST * counts.sum(axis=1).max() else "" for count in counts[verdict]]
+        own.bar_label(bars, labels, label_type="center", fontsize=11)
         left += counts[verdict]
-    own.set_yticks(range(len(counts)), [say(SECTIONS.get(section, section)) for section in counts.index])
+    names = [wrapped(say(SECTIONS.get(section, section)), 2.2, 12, TEXT) for section in counts.index]
+    own.set_yticks(range(len(counts)), names)
     own.invert_yaxis()
     own.xaxis.set_major_locator(MaxNLocator(integer=True))
     own.set_xlabel(say("readings of the document's sentences"))
@@ -67,7 +71,7 @@ def section_counts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _title(rows: pd.DataFrame) -> str:
     return say(
-        "{claims} claims of the document in {readings} readings: {hold} hold, {fail} do not",
+        "{claims} claims in {readings} readings: {hold} hold, {fail} do not",
         claims=rows["id"].nunique(),
         readings=len(rows),
         hold=(rows["verdict"] == "holds").sum(),
