@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 
 from hae_lab import HAELabError
+from hae_lab.__main__ import main
 from hae_lab.audit import registry
-from hae_lab.audit.claims import base, ledger
+from hae_lab.audit.claims import base, ledger, told
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured
 
@@ -132,10 +134,55 @@ def test_one_claim_alone_is_what_the_table_has(rows):
     found = ledger.audit("paper_90", Measured())
     committed = rows[rows["id"] == "paper_90"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found.rows, committed)
-    assert found.function.startswith("hae_lab.audit.claims.compute:paper_90 (hae_lab/audit/claims/compute.py:")
+    path, line, name = re.fullmatch(r"(.+):(\d+) (\w+)", found.function).groups()
+    assert (path, name) == ("hae_lab/audit/claims/compute.py", "paper_90")
+    source = (ROOT / path).read_text().splitlines()[int(line) - 1 :]
+    assert next(text for text in source if text.startswith("def ")).startswith("def paper_90(")
     assert found.seconds >= 0
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest():
     with pytest.raises(HAELabError, match="unknown claim 'atention_90': did you mean 'attention_90'"):
         ledger.audit("atention_90", Measured())
+
+
+# in words
+
+
+def test_the_tree_counts_what_the_table_has(rows):
+    text = told.tree(rows)
+    for section in rows["section"].unique():
+        assert f"\n{section}\n" in f"\n{text}"
+    for name, readings in rows.groupby("id"):
+        (line,) = re.findall(rf"^  {name} .*$", text, re.MULTILINE)
+        assert sum(map(int, re.findall(r"[a-z] (\d+)(?:,|$)", line))) == len(readings)
+    assert text.splitlines()[-1].startswith(f"{rows['id'].nunique()} claims in {len(rows)} readings: ")
+
+
+def test_a_claim_in_words_has_quote_verdicts_evidence_and_what_judges(rows):
+    known = told.readings_of(rows, "paper_90")
+    text = told.claim(known, "compute.py:1 paper_90", 0.25, known)
+    for row in known.itertuples():
+        assert f"{row.verdict}: {row.computed}" in text
+        for path in (f"notebooks/{row.notebook}.ipynb", f"data/{row.table}.csv", f"tests/{row.test}"):
+            assert path in text
+    assert known["original"].iloc[0] in text
+    assert text.endswith(
+        "judged by hae_lab/audit/claims/compute.py:1 paper_90, in 0.2 s; data/claims.csv says the same"
+    )
+    other = known.assign(verdict="holds")
+    assert told.claim(known, "", 0, other).endswith("data/claims.csv says something else")
+
+
+def test_the_command_lists_computes_and_refuses(capsys):
+    assert main(["audit"]) == 0
+    assert capsys.readouterr().out == told.tree(read_table("claims")) + "\n"
+    assert main(["audit", "paper_90"]) == 0
+    assert "data/claims.csv says the same" in capsys.readouterr().out
+    assert main(["audit", "papers_90"]) == 2
+    assert "unknown claim 'papers_90': did you mean 'paper_90'?" in capsys.readouterr().err
+
+
+def test_the_ledger_is_whole(rows):
+    assert rows["id"].nunique() >= 60
+    assert len(rows) >= 80

@@ -1,6 +1,7 @@
 """Claims on quality, from the committed studies: which version is better, and are hybrid blocks better than none."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from hae_lab.study.equivalence import EQUAL
 FAMILY = ["study", "data", "equal"]
 NOTEBOOK, FIGURE, TABLE = "09_ablation_study", "quality_verdicts", "quality_differences"
 SLOTS_TEST = "test_quality_numbers.py::test_slot_effects_are_those_of_statsmodels"
+BOTH_HALVES = "HAE, encoder too"  # a cell of the studies: blocks in place of all attention
 METRICS = {"loss": "held-out loss", "swd": "sliced Wasserstein distance of samples"}
 ORDER_TEST = "test_quality_numbers.py::test_orders_by_counting"
 PAIRS_TEST = "test_quality_numbers.py::test_differences_are_those_of_statsmodels"
@@ -88,6 +90,8 @@ def heterogeneous(measured: Measured) -> Iterator[Finding]:
         found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
         reading = f"held-out loss at equal {row['equal']}"
         yield _finding(reading, _where(row, pairs), _in_words(pairs), found, row["controls"], example=place == most)
+    for each in _beside(measured, {("hae", BOTH_HALVES): "hae"}, "loss"):
+        yield replace(each, reading=f"better than hybrid blocks in both halves: {each.reading}", example=False)
     others = differences[(differences["metric"] != "loss") & (differences["equal"] == STEPS)]
     for (metric, *_), rows in others.groupby(["metric", *FAMILY], sort=False):
         if len(pairs := _against_control(rows)):

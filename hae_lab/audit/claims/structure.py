@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -281,8 +282,17 @@ def middle_stable(measured: Measured) -> Iterator[Finding]:
         verdicts.as_said(finite == len(losses)),
         QUALITY,
     )
-    computed = f"no study changes it ({len(measured.studies)} looked at)"
+    alone = [name for name, rows in measured.studies.items() if _varied_alone(rows)]
+    computed = f"{len(alone)} of {len(measured.studies)} studies change the middle block alone"
     yield Finding("because of the middle block", "every committed study", computed, verdicts.unmeasured(), QUALITY)
+
+
+def _varied_alone(rows: pd.DataFrame) -> bool:
+    """Whether a study has the middle with attention and without, and the levels' attention unchanged."""
+    fields = ["middle_attention", "attention_resolutions"]
+    if not set(fields) <= set(rows.columns):
+        return fields[0] in rows.columns and rows[fields[0]].nunique() > 1
+    return bool((rows[fields].drop_duplicates().groupby(fields[1]).size() > 1).any())
 
 
 # decoder
