@@ -1,14 +1,18 @@
 """The command line, `hae-lab` or `python -m hae_lab`: it parses, calls and prints. Commands import torch, not this."""
 
 import argparse
+import io
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from hae_lab.checks import HAELabError, require
+from hae_lab.files import atomic_path, held, require_file, require_folder
 from hae_lab.parts import load_module
 from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
@@ -129,6 +133,9 @@ def add_study(commands: Commands) -> None:
     command.add_argument("--backend", default="local", help="local, or dask with --address tcp://HOST:PORT")
     command.add_argument("--address", help="of a Dask scheduler")
     command.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    command.add_argument(
+        "--trust", action="store_true", help="run the code that FILE names, MODULE:NAME or FILE.py:NAME; read it before"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)"
     )
@@ -262,11 +269,11 @@ def run_train(options: argparse.Namespace) -> None:
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
     from hae_lab.diffusion.training import WEIGHTS, Recipe
-    from hae_lab.files import atomic_path
     from hae_lab.models import load_checkpoint
 
     data = re.sub(r"\W+", "-", options.data)
-    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{data}"
+    seed = f"-seed-{options.seed}" if options.seed else ""
+    out = options.out or Path("runs") / f"{options.variant}-{options.preset}-{data}{seed}"
     recipe = Recipe(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -275,7 +282,11 @@ def run_train(options: argparse.Namespace) -> None:
     )
     model_config = config(options.variant, options.preset)
     experiment = Experiment(config=model_config, recipe=recipe, data=options.data, seed=options.seed)
-    metrics = run(experiment, out, progress=True, device=options.device)
+    require_folder(out)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes that train together
+    taken = f"{str(out)!r} is taken: another process trains there; wait for it, or name another folder with --out"
+    with held(out, taken) if first else nullcontext():
+        metrics = run(experiment, out, progress=True, device=options.device)
     if PartialState().is_main_process:
         images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
         title = f"16 samples of {variant_title(options.variant)} after {recipe.steps:,} steps on {options.data}"
@@ -288,7 +299,7 @@ def run_study(options: argparse.Namespace) -> None:
     from hae_lab.study import Study, means
     from hae_lab.tables import read, write
 
-    study = Study.from_toml(options.file)
+    study = Study.from_toml(options.file, trust=options.trust, announce=partial(print, file=sys.stderr))
     if options.static:
         print(study.static(progress=True).to_string(index=False))
         return
@@ -331,6 +342,8 @@ def run_show(options: argparse.Namespace) -> None:
 def run_profile(options: argparse.Namespace) -> None:
     from hae_lab.profilers import report
 
+    if options.out:
+        require_file(options.out, report.KEPT)
     if ":" in options.model:
         model, inputs = report.load_model(options.model)
     else:
@@ -378,15 +391,24 @@ def run_bench(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status. A `HAELabError` is one line on stderr and status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal or file of few characters shows others as "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for "module:name" of one's own; last, so that it hides nothing
     try:
         for plugin in options.plugin:
             load_module(plugin, f"--plugin {plugin}")
+        if getattr(options, "out", None) is not None and options.command not in ("profile", "report"):  # a file
+            require_folder(options.out)
         options.run(options)
+        sys.stdout.flush()
     except HAELabError as error:
         print(f"hae-lab: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"hae-lab: there is not enough memory for this: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

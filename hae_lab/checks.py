@@ -6,6 +6,8 @@ from math import isfinite
 from operator import index
 from typing import Any
 
+MOST_SEED = 2**63 - 1  # the largest whole number of SQLite, which keeps the seeds of runs
+
 
 class HAELabError(ValueError):
     """What is wrong, the value, and what would be right, in one message."""
@@ -49,12 +51,27 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def require_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int. Raises `HAELabError` unless it is a whole number from `low` to `high`, both included."""
+def require_whole(name: str, value: Any, low: int, high: int | None = None, *, most: int | None = None) -> int:
+    """The value as an int. Raises `HAELabError` unless it is a whole number from `low` to `high`, both included.
+
+    `most` is the largest that a computer could bear; a value below it that makes no sense is not told of it.
+    """
     limit = f"from {low:,}" + ("" if high is None else f" to {high:,}")
     fits = is_whole(value) and index(value) >= low and (high is None or index(value) <= high)
     require(fits, f"{name} is a whole number {limit}, got {value!r}")
+    if most is not None:
+        require(index(value) <= most, f"{name} is at most {most:,}, got {value!r}")
     return index(value)
+
+
+def require_seed(name: str, value: Any) -> int:
+    """The value as an int. Raises `HAELabError` unless it is a whole number that a store of runs can hold."""
+    return require_whole(name, value, 0, most=MOST_SEED)
+
+
+def plain(value: Any) -> Any:
+    """One number of numpy or torch, or a 0-d array, as Python's; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "size", 0) == 1 else value
 
 
 def require_flag(name: str, value: Any) -> bool:

@@ -10,14 +10,29 @@ from functools import cached_property
 from typing import Any, Self
 
 from hae_lab import rules
-from hae_lab.checks import HAELabError, is_whole, require, require_flag, require_name, require_number, require_whole
+from hae_lab.checks import (
+    HAELabError,
+    is_whole,
+    require,
+    require_flag,
+    require_name,
+    require_number,
+    require_seed,
+    require_whole,
+)
+from hae_lab.masks import TokenGrid
 from hae_lab.parts import SLOT_PARTS, Registry
 
 CHOICES = {
     "placement": ("none", "upsample", "attention", "everywhere"),
     "activation": ("silu", "identity"),
 }
-COUNTS = ("image_size", "in_channels", "out_channels", "model_channels", "num_res_blocks", "num_heads", "mstb_heads")
+# the most of each: far above what anybody trains, and low enough that its layers can be counted
+COUNTS = dict.fromkeys(
+    ("image_size", "in_channels", "out_channels", "model_channels", "num_heads", "mstb_heads"), 2**16
+)
+COUNTS |= {"num_res_blocks": 1000}
+MOST_LEVELS, MOST_IN_TUPLE, MOST_CLASSES, MOST_RATIO = 16, 2**16, 2**24, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +119,8 @@ class HAEConfig:
         """The config that `to_json` wrote. Raises `HAELabError` for anything else."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise HAELabError(f"not a config in JSON ({error}): {text[:60]!r}") from None
+        except (TypeError, ValueError) as error:
+            raise HAELabError(f"not a config in JSON ({error}): {str(text)[:60]!r}") from None
         require(isinstance(values, dict), f"a config in JSON is an object of fields, got {text[:60]!r}")
         for name in values:
             require_name("field", name, FIELDS)
@@ -140,12 +155,14 @@ def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
         isinstance(items, list | tuple) and all(is_whole(item) and item > 0 for item in items),
         f"{name} is a sequence of positive whole numbers, got {value!r}",
     )
-    return tuple(int(item) for item in items)
+    return tuple(require_whole(f"each of {name}", item, 1, most=MOST_IN_TUPLE) for item in items)
 
 
 def _check_values(config: HAEConfig) -> None:
     """Raise for a value of the wrong kind; numpy's numbers become Python's."""
-    checked: dict[str, Any] = {name: require_whole(name, getattr(config, name), 1) for name in COUNTS}
+    checked: dict[str, Any] = {
+        name: require_whole(name, getattr(config, name), 1, most=most) for name, most in COUNTS.items()
+    }
     for name, choices in CHOICES.items():
         require_name(name, getattr(config, name), choices)
     for field in fields(config):
@@ -157,9 +174,12 @@ def _check_values(config: HAEConfig) -> None:
     for name in ("dropout", "sparsity"):
         checked[name] = require_number(name, getattr(config, name), 0, 1, high_open=True)
     checked["mlp_ratio"] = require_number("mlp_ratio", config.mlp_ratio, 0, low_open=True)
-    checked["mask_seed"] = require_whole("mask_seed", config.mask_seed, 0)
+    require(checked["mlp_ratio"] <= MOST_RATIO, f"mlp_ratio is at most {MOST_RATIO:,}, got {config.mlp_ratio!r}")
+    checked["mask_seed"] = require_seed("mask_seed", config.mask_seed)
     if config.num_classes is not None:
-        checked["num_classes"] = require_whole("num_classes, if there are classes,", config.num_classes, 1)
+        checked["num_classes"] = require_whole(
+            "num_classes, if there are classes,", config.num_classes, 1, most=MOST_CLASSES
+        )
     for name, value in checked.items():
         object.__setattr__(config, name, value)
 
@@ -173,6 +193,7 @@ def require_part(parts: Registry[Any], name: Any) -> None:
 def _check_levels(config: HAEConfig) -> None:
     require(len(config.channel_mult) > 0, "channel_mult is empty: it needs a number a level, for example (1, 2, 2)")
     halvings = len(config.channel_mult) - 1
+    require(halvings < MOST_LEVELS, f"channel_mult has at most {MOST_LEVELS} levels, got {halvings + 1}")
     require(
         config.image_size % 2**halvings == 0,
         f"image_size {config.image_size} cannot be halved {halvings} times (channel_mult has {halvings + 1} levels): "
@@ -202,12 +223,25 @@ def _check_widths(config: HAEConfig) -> None:
         _check_heads(config, "num_heads", attended | middle)
     if config.transformer_branch:
         _check_heads(config, "mstb_heads", set(config.hybrid_levels))
+        _check_groups(config)
 
 
 def _check_heads(config: HAEConfig, field: str, levels: set[int]) -> None:
     heads = getattr(config, field)
     bad = [config.channels[level] for level in sorted(levels) if config.channels[level] % heads]
     require(not bad, f"{field}={heads} does not divide the widths {bad}: take a common divisor of {config.channels}")
+
+
+def _check_groups(config: HAEConfig) -> None:
+    """Raise if the mask of a level would split its heads unequally."""
+    for level in sorted(set(config.hybrid_levels)):
+        size = config.sizes[level]
+        groups = rules.head_groups(config.mask_rule, TokenGrid(size, size, config.patch_sizes))
+        require(
+            config.mstb_heads % groups == 0,
+            f"mask_rule={config.mask_rule!r} splits the heads over the {groups} regional scales of a {size} x {size} "
+            f"map, which mstb_heads={config.mstb_heads} cannot: take a multiple of {groups}, or other patch_sizes",
+        )
 
 
 FIELDS = tuple(field.name for field in fields(HAEConfig))

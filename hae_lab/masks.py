@@ -4,11 +4,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from hae_lab.checks import require, require_name
+from hae_lab.checks import HAELabError, is_whole, require, require_name
 
 PAD = -1  # fills up `extra` where queries keep unequally many columns
 CHUNK = 1024  # queries that are counted at once
@@ -21,6 +21,7 @@ class TokenGrid:
     """Which token is which on a map: every pixel, then one token a patch of each regional scale, in raster order.
 
     A patch size that does not divide the map is dropped, as in the published code; `dropped` names it.
+    Raises `HAELabError` for sizes that are no positive whole numbers.
     """
 
     height: int
@@ -28,8 +29,16 @@ class TokenGrid:
     patch_sizes: tuple[int, ...] = (1, 4, 8)
 
     def __post_init__(self) -> None:
-        for side in ("height", "width"):
-            object.__setattr__(self, side, int(getattr(self, side)))  # sizes are tensors while torch.jit traces
+        try:
+            sizes = int(self.height), int(self.width)  # sizes are tensors while torch.jit traces
+            patches = tuple(map(int, self.patch_sizes))
+        except (TypeError, ValueError):
+            sizes = patches = (0,)
+        if min(*sizes, *patches, 1) < 1:
+            sides = f"{self.height!r} x {self.width!r} with patches of {self.patch_sizes!r}"
+            raise HAELabError(f"the sizes of a grid of tokens are whole numbers from 1 on, got {sides}")
+        for name, value in zip(("height", "width", "patch_sizes"), (*sizes, patches), strict=True):
+            object.__setattr__(self, name, value)
 
     @cached_property
     def scales(self) -> tuple[int, ...]:
@@ -57,7 +66,10 @@ class TokenGrid:
             if p == patch_size:
                 return start, stop
             start = stop
-        raise KeyError(patch_size)
+        scales = (1, *self.scales)
+        raise HAELabError(
+            f"a map of {self.height} x {self.width} has tokens of the scales {scales}, not {patch_size!r}"
+        )
 
     @property
     def centres(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +93,9 @@ class SparseMask:
 
     Shapes, for G head groups (heads are split evenly over them): `start`, `stop` (G, n) int32; `extra`
     (G or 1, ceil(n / share), r) int32, where `share` consecutive queries read the same row and PAD means none. A key
-    named twice counts once. `kernel` is the kernel of `models.attention` that suits the rule on a large map.
+    named twice counts once; an interval whose `stop` is not after its `start` is empty. `kernel` is the kernel of
+    `models.attention` that suits the rule on a large map. Masks are shared, so their arrays are read-only here.
+    Raises `HAELabError` for arrays of another shape and for places outside of the tokens.
     """
 
     grid: TokenGrid
@@ -91,6 +105,27 @@ class SparseMask:
     share: int = 1
     always: tuple[int, int] = (0, 0)
     kernel: str = "masked"
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.grid, TokenGrid), f"a mask is over a TokenGrid, got {self.grid!r}")
+        n, share = self.grid.n, self.share
+        require(
+            is_whole(share) and share > 0, f"share is how many queries read a row of columns, from 1 on, got {share!r}"
+        )
+        groups = self.start.shape[0] if np.ndim(self.start) == 2 else 0
+        _check_places(self.grid, "start", self.start, (groups, n), 0, n)
+        _check_places(self.grid, "stop", self.stop, (groups, n), 0, n)
+        some = groups if np.ndim(self.extra) == 3 and len(self.extra) != 1 else 1
+        _check_places(self.grid, "extra", self.extra, (some, -(-n // share), -1), PAD, n - 1)
+        ends = self.always
+        right = isinstance(ends, tuple) and len(ends) == 2 and all(is_whole(end) and 0 <= end <= n for end in ends)
+        require(right, f"always is first key and one past the last, from 0 to {n}, got {ends!r}")
+        if ends[0] >= ends[1]:
+            object.__setattr__(self, "always", (0, 0))
+        for name in ("start", "stop", "extra"):
+            view = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     @property
     def groups(self) -> int:
@@ -107,7 +142,7 @@ class SparseMask:
         alike = (start == start[:, :1]).all() and (stop == stop[:, :1]).all()
         if not alike or self.extra.shape[2] or self.always[0] < self.always[1]:
             return None
-        return tuple(zip(start[:, 0].tolist(), stop[:, 0].tolist(), strict=True))
+        return tuple(zip(start[:, 0].tolist(), np.maximum(start, stop)[:, 0].tolist(), strict=True))
 
     @cached_property
     def span(self) -> tuple[int, int]:
@@ -191,6 +226,22 @@ class SparseMask:
         columns[np.arange(columns.shape[2]) >= counts[:, :, None]] = PAD
         nothing = np.zeros(allowed.shape[:2], np.int32)
         return cls(grid, nothing, nothing, columns)
+
+
+def _check_places(grid: TokenGrid, name: str, array: Any, shape: tuple[int, ...], low: int, high: int) -> None:
+    """Raise `HAELabError` unless an array of a mask has that shape, -1 for any length, and whole numbers in range."""
+    shown = f"({', '.join('any' if length < 0 else f'{length:,}' for length in shape)})"
+    whole = isinstance(array, np.ndarray) and array.dtype.kind in "iu"
+    require(whole, f"{name} of a mask is an array of whole numbers {shown}, got {getattr(array, 'dtype', array)!r}")
+    fits = (
+        shape[0] > 0 and array.ndim == len(shape) and all(b in (-1, a) for a, b in zip(array.shape, shape, strict=True))
+    )
+    require(fits, f"{name} of a mask of {grid} has shape {shown}, got {array.shape}")
+    inside = not array.size or (array.min() >= low and array.max() <= high)
+    require(
+        inside,
+        f"{name} of a mask of {grid} goes from {low} to {high}, got {array.min(initial=0)} to {array.max(initial=0)}",
+    )
 
 
 def in_own_thread(make: Callable[..., Made], *arguments: object) -> Made:

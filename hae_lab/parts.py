@@ -9,7 +9,7 @@ import functools
 import hashlib
 import linecache
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module, util
@@ -23,6 +23,8 @@ from hae_lab.sources import PACKAGE, users_modules
 T = TypeVar("T")
 Parts = Mapping[str, Mapping[str, Any]]  # kind -> name -> part
 BESIDE: ContextVar[Path | None] = ContextVar("BESIDE", default=None)  # where "file.py:name" is looked for first
+Gate = Callable[[str, str], None]  # is told the target and the place of code that is not the package's; may raise
+GATE: ContextVar[Gate | None] = ContextVar("GATE", default=None)
 
 
 class Registry(dict[str, T], Generic[T]):
@@ -85,13 +87,18 @@ _FILES: dict[str, _Loaded] = {}  # as it was named -> what was loaded
 
 
 @contextmanager
-def beside(folder: Path) -> Iterator[None]:
-    """Look for "file.py:name" in this folder first, as a study in a file does."""
-    token = BESIDE.set(folder)
+def beside(folder: Path, gate: Gate | None = None) -> Iterator[None]:
+    """Look for "file.py:name" in this folder first, as a study in a file does.
+
+    With a `gate`, names come from a file: none may lead out of the folder, and what is not the package's passes the
+    gate before any of its code runs.
+    """
+    tokens = BESIDE.set(folder), GATE.set(gate)
     try:
         yield
     finally:
-        BESIDE.reset(token)
+        BESIDE.reset(tokens[0])
+        GATE.reset(tokens[1])
 
 
 def load(target: str, kind: str = "part") -> Any:
@@ -101,9 +108,31 @@ def load(target: str, kind: str = "part") -> Any:
     """
     head, colon, name = str(target).rpartition(":")
     require(bool(head and colon and name), f"{kind} {target!r}: 'module:name' or 'file.py:name' is needed")
+    gate = GATE.get()
+    if gate is not None and head.split(".")[0] != PACKAGE.name:
+        gate(f"{kind} {target!r}", _place(head))
     module = load_module(head, f"{kind} {target!r}")
     require(hasattr(module, name), f"{kind} {target!r} cannot be imported here: {head!r} has no {name!r}")
     return getattr(module, name)
+
+
+def _place(name: str) -> str:
+    """Where the code of a module or file lies, found without running any of it."""
+    if name.endswith(".py"):
+        folder = BESIDE.get() or Path.cwd()
+        place = (folder / name).resolve()
+        inside = not Path(name).is_absolute() and place.is_relative_to(folder.resolve())
+        require(inside, f"{name!r} leads out of {str(folder)!r}: a study takes code from its own folder")
+        if not place.is_file() and (Path.cwd() / name).is_file():
+            place = (Path.cwd() / name).resolve()
+            require(place.is_relative_to(Path.cwd().resolve()), f"{name!r} leads out of {str(Path.cwd())!r}")
+        return str(place)
+    root = name.partition(".")[0]  # of a module deeper down, whose search would import those above it
+    try:
+        found = util.find_spec(root)
+    except (ImportError, ValueError):
+        found = None
+    return str(found.origin or next(iter(found.submodule_search_locations or []), "")) if found else f"module {root}"
 
 
 def load_module(name: str, asked: str | None = None) -> ModuleType:

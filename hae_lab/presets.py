@@ -63,7 +63,8 @@ def register_variant(name: str, title: str, **changes: Any) -> None:
     named = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) is not None
     require(named, f"a variant's name is letters, digits and '_', a letter first: it names files; got {name!r}")
     require(name not in (CONTROL, *DOCUMENT), f"{name!r} is a variant of the document: take another name")
-    require(isinstance(title, str) and title.strip() != "", f"a variant's title is some words, got {title!r}")
+    words = isinstance(title, str) and title.strip() != "" and title.isprintable() and "$" not in title
+    require(words, f"a variant's title is some words in one line, without '$', a formula in figures; got {title!r}")
     HAEConfig(**{**PRESETS["tiny"], **_known_fields(changes)})
     VARIANTS[name] = Variant(title, MappingProxyType(dict(changes)))
 

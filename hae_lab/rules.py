@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from hae_lab.checks import require, require_name, require_number, require_whole
+from hae_lab.checks import HAELabError, plain, require, require_name, require_number, require_seed
 from hae_lab.masks import SparseMask, TokenGrid, in_own_thread
 from hae_lab.parts import Registry
 
@@ -91,22 +91,38 @@ def mask_for(rule: str, grid: TokenGrid, sparsity: float = 0.9, seed: int = 0) -
 
     Raises `HAELabError` for an unknown rule, one that gives no mask of this grid, and values out of range.
     """
-    return made_mask(RULES.find(rule), grid, sparsity, seed)
+    return made_mask(RULES.find(rule), grid, plain(sparsity), plain(seed))
 
 
 @lru_cache(maxsize=32)
 def made_mask(rule: Rule, grid: TokenGrid, sparsity: float, seed: int) -> SparseMask:
     """What a rule makes of a grid; errors as in `mask_for`."""
-    require_number("sparsity", sparsity, 0, 1, high_open=True)
-    mask = in_own_thread(rule, grid, sparsity, require_whole("seed", seed, 0))
-    fits = isinstance(mask, SparseMask) and mask.grid == grid
+    sparsity, seed = require_sparsity(sparsity), require_seed("seed", seed)
     name = getattr(rule, "__name__", repr(rule))
+    try:
+        mask = in_own_thread(rule, grid, sparsity, seed)
+    except MemoryError:
+        raise HAELabError(
+            f"mask rule {name} needs more memory than there is for the {grid.n:,} tokens of {grid}"
+        ) from None
+    fits = isinstance(mask, SparseMask) and mask.grid == grid
     require(fits, f"mask rule {name} must give a SparseMask of {grid}, got {getattr(mask, 'grid', mask)!r}")
     return mask
 
 
+def require_sparsity(sparsity: float) -> float:
+    """The sparsity. Raises `HAELabError` unless it is a share: a percentage is none."""
+    return require_number("sparsity", sparsity, 0, 1, high_open=True)
+
+
+def head_groups(rule: str, grid: TokenGrid) -> int:
+    """Into how many equal groups a rule of the package splits the heads; those of users say so when a mask is made."""
+    return len(grid.scales) or 1 if rule == "spatial_reduction" and RULES.is_own(rule) else 1
+
+
 def _band(n: int, sparsity: float) -> tuple[np.ndarray, np.ndarray, int]:
     """The document's band, (1, n) start and stop, and its number of random columns a query."""
+    sparsity = require_sparsity(sparsity)
     # the document's expression: 1 - 0.9 is 0.09999..., so this is one below n // 10 for every n divisible by 10
     keep = max(1, int(n * (1 - sparsity)))
     row = np.arange(n, dtype=np.int32)[None]
@@ -162,7 +178,7 @@ def expected_density(rule: str, grid: TokenGrid, sparsity: float = 0.9, queries:
     """
     require_name("rule with a known density", rule, DENSITIES)
     require_name("set of queries", queries, ("local", "all"))
-    return DENSITIES[rule](grid, sparsity, grid.n if queries == "all" else grid.n_local)
+    return DENSITIES[rule](grid, require_sparsity(sparsity), grid.n if queries == "all" else grid.n_local)
 
 
 def _band_density(grid: TokenGrid, sparsity: float, rows: int, always: int = 0) -> float:

@@ -22,6 +22,7 @@ from hae_lab.files import atomic_path
 SUFFIXES = (".csv", ".parquet")
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 TRUTH = {"True": True, "False": False}
 
 
@@ -61,10 +62,14 @@ def to_csv(frame: pd.DataFrame) -> str:
     _check_names(frame)
     texts = pd.DataFrame({name: [_cell(value) for value in frame[name].astype(object)] for name in frame}, dtype=str)
     text = texts.to_csv(index=False, lineterminator="\n")
-    cells = _cells(text)
+    broken = "holds characters that CSV cannot bring back: leave out control characters"
+    try:
+        cells = _cells(text)
+    except pd.errors.ParserError:
+        raise HAELabError(f"the table {broken}") from None
     for name in frame.columns:
         kept = list(cells[name]) == list(texts[name])
-        require(kept, f"column {name!r} holds characters that CSV cannot bring back: leave out control characters")
+        require(kept, f"column {name!r} {broken}")
         _check_type(frame[name], texts[name])
     return text
 
@@ -90,6 +95,8 @@ def _check_names(frame: pd.DataFrame) -> None:
     names = list(frame.columns)
     named = len(names) == len(set(names)) > 0 and all(isinstance(name, str) and name for name in names)
     require(named, f"a table has one or more columns, each with a name of its own, got {names}")
+    strange = [name for name in names if CONTROL.search(name)]
+    require(not strange, f"names of columns hold no control characters, got {strange}")
 
 
 def _check_type(column: pd.Series, texts: pd.Series) -> None:

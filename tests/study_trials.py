@@ -22,6 +22,11 @@ def slow(experiment: Experiment, folder: Path) -> dict:
     return quick(experiment, folder)
 
 
+def bulky(experiment: Experiment, folder: Path) -> dict:
+    """So many numbers that a few runs fill a small disk."""
+    return quick(experiment, folder) | {"curve": [[step, 1 / step] for step in range(1, 3001)]}
+
+
 def troubled(experiment: Experiment, folder: Path) -> dict:
     """Seed 1 raises, seed 2 kills its worker every time, seed 3 the first time; the others are well."""
     if experiment.seed == 1:

@@ -1,10 +1,12 @@
 """The command line: quick help, clear errors, the parameter table printed."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from hae_lab import HAELabError
 from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
 
@@ -82,3 +84,72 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
     command = f"{sys.executable} -m hae_lab show hae | head -c 1"  # 80 kB, more than a pipe holds
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_short_answer_that_nobody_reads_ends_quietly():
+    command = f"sleep 0; {sys.executable} -m hae_lab reproduce --list | true"  # less than a pipe holds: told at the end
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_of_few_characters_shows_others_as_question_marks(encoding):
+    says = "from hae_lab import __main__ as m; m.run_show = lambda options: print('2 × 3 ≤ 质量'); "
+    command = [sys.executable, "-c", f"{says}raise SystemExit(m.main(['show', 'v2']))"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).strip() == ("2 × 3 ? ??" if encoding == "cp1252" else "2 ? 3 ? ??")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["profile", "v2", "--out", "rows.xlsx"], "'rows.xlsx' ends in none of .csv, .parquet, .html"),
+        (["profile", "v2", "--out", "folder.csv"], "cannot write 'folder.csv': it is a folder"),
+        (["profile", "v2", "--out", "file/rows.csv"], "/file' is a file"),
+        (["bench", "model", "--out", "file"], "/file' is a file"),
+        (["train", "v2", "--out", "file"], "/file' is a file"),
+        (["study", "study.toml", "--out", "file/deeper"], "/file' is a file"),
+        (["reproduce", "--out", "file"], "/file' is a file"),
+        (["notebooks", "--blank", "--out", "file"], "/file' is a file"),
+        (["site", "--out", "file"], "/file' is a file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(arguments, message, tmp_path, capsys, monkeypatch):
+    def work(*options, **more):
+        raise AssertionError("the work has begun")
+
+    for name in ("hae_lab.profilers.report.profile", "hae_lab.audit.benchmarks.bench", "hae_lab.study.Study.run"):
+        monkeypatch.setattr(name, work)
+    monkeypatch.setattr("hae_lab.diffusion.experiment.run", work)
+    monkeypatch.setattr("hae_lab.audit.reproduce.reproduce", work)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "study.toml").write_text('name = "s"\npreset = "tiny"\ngrid = {variant = ["v2"]}\n')
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_runs_of_two_seeds_have_two_folders_and_a_taken_one_is_refused(tmp_path, capsys, monkeypatch):
+    places = []
+
+    def run(experiment, out, **options):
+        places.append(out)
+        if len(places) < 3:  # while it runs, a second one of the same seed begins
+            assert main(["train", "v2", "--seed", str(experiment.seed)]) == 2
+        raise HAELabError("that is enough")
+
+    monkeypatch.setattr("hae_lab.diffusion.experiment.run", run)
+    monkeypatch.chdir(tmp_path)
+    for seed in ("0", "1"):
+        assert main(["train", "v2", "--seed", seed]) == 2
+        taken, enough = capsys.readouterr().err.splitlines()
+        assert f"{str(places[-1])!r} is taken: another process trains there" in taken
+        assert enough == "hae-lab: that is enough"
+    assert len(set(places)) == len(places) == 2

@@ -53,7 +53,7 @@ def test_grid_drops_a_patch_size_that_does_not_divide_the_map(height, width):
 
 
 def test_dropped_scale_has_no_span():
-    with pytest.raises(KeyError):
+    with pytest.raises(HAELabError, match=r"tokens of the scales \(1, 4\), not 8"):
         TokenGrid(12, 12, (1, 4, 8)).span(8)
 
 

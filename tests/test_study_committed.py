@@ -70,7 +70,7 @@ def test_a_trained_table_is_verified(tmp_path, monkeypatch, capsys):
         'name = "few"\npreset = "lesson16"\nseeds = 2\n[fixed]\nsteps = 2\nbatch_size = 4\n'
         'data = "study_trials:images"\n[grid]\nvariant = ["unet", "v2"]\n'
     )
-    study = Study.from_toml(tmp_path / "few.toml")
+    study = Study.from_toml(tmp_path / "few.toml", trust=True)
     drive(study, tmp_path / "a.sqlite", Here())
     rows = from_csv(to_csv(study.results(tmp_path / "a.sqlite")))
 
@@ -87,7 +87,7 @@ def test_a_trained_table_is_verified(tmp_path, monkeypatch, capsys):
     assert found.groupby(["cell", "seed"]).size().to_dict() == {("unet", 0): 5, ("v2", 1): 5}
     assert found["equal"].all()
     write(rows, tmp_path / "rows.csv")
-    command = ["study", str(tmp_path / "few.toml"), "--verify", "2", "--rows", str(tmp_path / "rows.csv")]
+    command = ["study", str(tmp_path / "few.toml"), "--trust", "--verify", "2", "--rows", str(tmp_path / "rows.csv")]
     assert main(command) == 0
     rows.loc[3, "loss_q2"] *= 1.0001
     wrong = committed.verify(study, rows, 2)

@@ -68,7 +68,7 @@ def by_file(folder: Path, place: str = "study_parts_file.py") -> Study:
     folder.mkdir(exist_ok=True)
     (folder / "study_parts_file.py").write_text(SOURCE)
     (folder / "mine.toml").write_text(TOML.format(place=place))
-    return Study.from_toml(folder / "mine.toml")
+    return Study.from_toml(folder / "mine.toml", trust=True)
 
 
 def check(rows) -> None:
@@ -236,7 +236,7 @@ def plugin(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["my_variants", "my_variants.py"])
 def test_a_plugin_registers_before_the_command_runs(name, plugin, capsys):
-    assert main(["--plugin", name, "study", "plugged.toml", "--static"]) == 0
+    assert main(["--plugin", name, "study", "plugged.toml", "--trust", "--static"]) == 0
     static = capsys.readouterr().out
     assert "v3" in static
     assert main(["--plugin", name, "show", "v3", "--preset", "tiny", "--depth", "1"]) == 0
@@ -250,7 +250,10 @@ def test_a_plugin_registers_before_the_command_runs(name, plugin, capsys):
 
 @pytest.mark.slow
 def test_the_parts_of_a_plugin_reach_the_workers(plugin, tmp_path, capsys):
-    assert main(["--plugin", "my_variants.py", "study", "plugged.toml", "--store", "s.sqlite", "--out", "out"]) == 0
+    assert (
+        main(["--plugin", "my_variants.py", "study", "plugged.toml", "--trust", "--store", "s.sqlite", "--out", "out"])
+        == 0
+    )
     assert len((tmp_path / "out" / "plugged.csv").read_text().splitlines()) == 3
 
 

@@ -22,6 +22,7 @@ from hae_lab import HAELabError, build, config, load_checkpoint
 from hae_lab.diffusion import training
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.quality import denoising_loss
+from hae_lab.diffusion.states import check_state
 from hae_lab.diffusion.training import STATE, WEIGHTS, BatchOrder, Recipe, Trained, _Step, train
 from hae_lab.models import MSTB, freeze, redraw_masks
 
@@ -389,6 +390,7 @@ def test_a_state_of_a_version_with_fewer_fields_continues(tmp_path):
     state = torch.load(tmp_path / STATE, weights_only=True)
     identity = json.loads(state["identity"])
     assert identity.pop("mlp") == "gelu"  # which version 0.1.0 did not have
+    del state["sha256"]  # nor this
     torch.save(state | {"identity": json.dumps(identity)}, tmp_path / STATE)
     longer = Recipe(steps=9, batch_size=8, warmup_steps=3)
     assert same(quick(tmp_path, recipe=longer, evaluate=None).model, quick(recipe=longer, evaluate=None).model)
@@ -488,6 +490,95 @@ def test_a_broken_state_is_named(tmp_path, monkeypatch, kind):
     with refused(f"{str(path)!r} is no readable training state"):
         quick(tmp_path / "run")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """The state of a short run."""
+    folder = tmp_path_factory.mktemp("kept")
+    quick(folder, evaluate=None)
+    return folder / STATE
+
+
+def alike(first, second) -> bool:
+    """Whether two trees of dictionaries, lists, tensors and numbers are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(alike(first[name], second[name]) for name in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(alike, first, second))
+    return type(first) is type(second) and first == second
+
+
+def test_no_flipped_bit_of_a_state_is_resumed(kept, tmp_path):
+    whole, states = kept.read_bytes(), torch.load(kept, weights_only=True)
+    generator, refused_flips, path = np.random.default_rng(0), 0, tmp_path / STATE
+    for place in generator.integers(len(whole), size=150):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(bytes(broken))
+        try:
+            found = torch.load(path, weights_only=True)
+            check_state(found)
+        except Exception:  # whatever the reader meets
+            refused_flips += 1
+        else:
+            assert alike(found, states)  # it was in a gap between the parts of the file
+    assert refused_flips > 75
+
+
+def with_part(name, change):
+    return lambda state: {**state, name: change(state[name])}
+
+
+DAMAGED = {
+    "no step": (lambda state: {name: state[name] for name in state if name != "step"}, "it holds curve, ema"),
+    "another part": (lambda state: {**state, "extra": 1}, "it holds curve, ema, extra"),
+    "no dictionary": (lambda state: list(state), "it holds list, a state holds"),
+    "a text for a step": (with_part("step", str), "its step is a whole number from 0, got '9'"),
+    "negative": (with_part("step", lambda step: -step), "its step is a whole number from 0, got -9"),
+    "late": (with_part("step", lambda step: step + 99), "holds 108 steps of this run, more than steps=9"),
+    "seconds": (with_part("seconds", lambda _: float("nan")), "its seconds is a number from 0 on, got nan"),
+    "curve": (with_part("curve", lambda _: [3]), "its curve is no list of steps with their numbers"),
+    "fewer averages": (
+        with_part("ema", lambda ema: {**ema, "shadow_params": ema["shadow_params"][1:]}),
+        "does not fit this model: its averages are of",
+    ),
+    "other moments": (
+        with_part(
+            "optimizer",
+            lambda o: {**o, "state": {n: {**s, "exp_avg": s["exp_avg"][:1]} for n, s in o["state"].items()}},
+        ),
+        "does not fit this model: exp_avg of parameter",
+    ),
+    "no moments": (with_part("optimizer", lambda o: {**o, "state": {0: {}}}), "does not fit this model"),
+    "no optimizer": (with_part("optimizer", lambda _: None), "does not fit this model"),
+    "no schedule": (with_part("schedule", lambda _: {}), "does not fit this model: its schedule lacks or adds"),
+    "other weights": (
+        with_part("model", lambda model: {name: tensor[:1] for name, tensor in model.items()}),
+        "does not fit this model: Error(s) in loading state_dict",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_state_that_is_damaged_inside_is_named(kept, tmp_path, damage, message):
+    state = torch.load(kept, weights_only=True)
+    del state["sha256"]  # as one of version 0.1.0, or of somebody who knows how it is made
+    torch.save(damage(state), tmp_path / STATE)
+    with refused(message) as error:
+        quick(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_with_a_changed_number_is_refused(kept, tmp_path):
+    state = torch.load(kept, weights_only=True)
+    next(iter(state["model"].values())).flatten()[0] += 1e-6
+    torch.save(state, tmp_path / STATE)
+    with refused("is no readable training state (it is not what was written"):
+        quick(tmp_path)
 
 
 def test_only_whole_files_are_left(tmp_path):

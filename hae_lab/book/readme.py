@@ -4,6 +4,7 @@ A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. A page who
 Chinese, by the catalogue of the figures.
 """
 
+import html
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,6 +86,11 @@ def _seconds(folder: Path) -> str:
     return f"\n\n{line}"
 
 
+def escaped(title: str) -> str:
+    """A title as it reads in a cell of a Markdown table, on a page too: none of it is markup."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(title, quote=False))
+
+
 def variants(folder: Path) -> str:
     """The variant table: slots, parameters, the claim beside what we count."""
     table = parameter_tables.parameter_table()
@@ -97,7 +103,7 @@ def variants(folder: Path) -> str:
         low, high = spread.loc[name]
         rows.append(
             [f"`{name}`"]
-            + [f"{getattr(model_config, slot)}" if variant.has_blocks else "-" for slot in SLOTS]
+            + [escaped(f"{getattr(model_config, slot)}") if variant.has_blocks else "-" for slot in SLOTS]
             + [f"{whole.loc[name, 'params']:,}", f"{low:.1f} - {high:.1f} %"]
             + [f"{published.loc[name, 'claim_percent']:.0f} %" if claimed else "-"]
             + [f"{published.loc[name, 'our_params']:,}" if claimed else "-"]
@@ -110,7 +116,9 @@ def variants(folder: Path) -> str:
 def _unmeasured(folder: Path) -> str:
     """A line that names the variants whose time is missing in the tables and figures, if there are some."""
     times = tables.read(folder / "data" / "variants_together.csv").query("quantity == 'time'").set_index("variant")
-    missing = [variant_title(name) for name in VARIANTS if name not in times.index or times["value"].isna()[name]]
+    missing = [
+        escaped(variant_title(name)) for name in VARIANTS if name not in times.index or times["value"].isna()[name]
+    ]
     line = say("Not measured: {missing}; `hae-lab bench model` does.", missing=", ".join(missing))
     return f"\n\n{line}" if missing else ""
 

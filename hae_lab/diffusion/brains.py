@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hae_lab.checks import HAELabError, require, require_name, require_number, require_whole
+from hae_lab.checks import HAELabError, require, require_name, require_number, require_seed, require_whole
 from hae_lab.diffusion.data import SPLITS, ImageSet
 from hae_lab.diffusion.phantoms import draw_ranges, smooth
 
@@ -72,7 +72,7 @@ def mri(
     in warps of its own. Image i depends on (seed, split, i) alone; without its lesion it differs inside the mask only.
     Raises `HAELabError` for a value out of range, and if nilearn is missing.
     """
-    count, seed = require_whole("count", count, 1), require_whole("seed", seed, 0)
+    count, seed = require_whole("count", count, 1, most=2**24), require_seed("seed", seed)
     size = require_whole("size", size, 32, 128)
     knobs = {"lesions": float(lesions) if isinstance(lesions, bool) else lesions, "noise": noise, "bias": bias}
     knobs = {name: float(require_number(name, value, 0, 1)) for name, value in knobs.items()}

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hae_lab.checks import HAELabError, is_number, require, require_name, require_number, require_whole
+from hae_lab.checks import HAELabError, is_number, require, require_name, require_number, require_seed, require_whole
 from hae_lab.diffusion.phantoms import draw_chunk
 from hae_lab.family import HAEConfig
 
@@ -66,7 +66,11 @@ class ImageSet(Dataset):
         return item
 
     def select(self, places: Sequence[int], key: str = "") -> Self:
-        """The images at `places`, in that order. Without a `key` their bytes are it."""
+        """The images at `places`, in that order. Without a `key` their bytes are it.
+
+        Raises `HAELabError` for places that no image has.
+        """
+        places = [require_whole("a place", place, 0, len(self) - 1) for place in places]
         parts = {
             name: value[places] for name in ("images", "labels", "masks") if (value := getattr(self, name)) is not None
         }
@@ -109,9 +113,9 @@ def phantoms(
     Raises `HAELabError` for a value out of range.
     """
     count, size, seed = (
-        require_whole("count", count, 1),
+        require_whole("count", count, 1, most=2**24),
         require_whole("size", size, 8, 256),
-        require_whole("seed", seed, 0),
+        require_seed("seed", seed),
     )
     knobs = {"lesions": lesions, "contrast": contrast, "noise": noise, "bias": bias}
     for name, value in knobs.items():
@@ -170,10 +174,15 @@ def to_image(picture: Image.Image, size: int | None = None, channels: int = 1) -
     Grey of 8 or 16 bits, or RGB; transparency is dropped. Raises `HAELabError` for other channels or modes.
     """
     _check_form(size, channels)
+    require(isinstance(picture, Image.Image), f"a PIL picture is needed, got a {type(picture).__name__}")
     require(picture.mode != "F", "a picture of mode 'F' has no known range: scale it to 0-255 and convert it to 'L'")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits, which PIL would clip
-        picture = Image.fromarray(np.asarray(picture).astype(np.float32) / 257)
+        values = np.asarray(picture)
+        low, high = values.min(), values.max()
+        fits = low >= 0 and high < 2**16
+        require(fits, f"a picture of mode 'I' holds values from 0 to 65,535, got {low} to {high}: scale it to them")
+        picture = Image.fromarray(values.astype(np.float32) / 257)
     if picture.mode != "F" or channels == 3:
         picture = picture.convert("L" if channels == 1 else "RGB")
     if size is not None:
@@ -192,6 +201,7 @@ def folder(
     no picture, for files that cannot be read, and for mixed sizes without `size`.
     """
     require_name("on_error", on_error, ("raise", "skip"))
+    require(isinstance(path, str | Path), f"a folder is a path, got {path!r}")
     _check_form(size, channels)
     path = Path(path)
     require(path.is_dir(), f"no such folder: {str(path)!r}")
@@ -253,7 +263,7 @@ def split_dataset(dataset: Any, held_out: float = 0.2, seed: int = 0) -> tuple[A
     Phantoms need none: `phantoms(..., split="held-out")` draws new heads. Raises `HAELabError` if a part is empty, for
     a share that is no number from 0 to 1, and for what is no map-style dataset.
     """
-    seed, held_out = require_whole("seed", seed, 0), require_number("held_out", held_out, 0, 1)
+    seed, held_out = require_seed("seed", seed), require_number("held_out", held_out, 0, 1)
     check_sized(dataset)
     count = round(held_out * len(dataset))
     require(0 < count < len(dataset), f"held_out={held_out!r} of {len(dataset)} images leaves a part empty")
@@ -310,6 +320,11 @@ def check_dataset(dataset: Any, config: HAEConfig | None = None, limit: int = 25
             _check_fit(place, item, config)
         lowest = min(lowest, item["image"].min().item())
     require(lowest < 0, "no image has a value below 0, so the range looks like [0, 1]: take 2 * image - 1")
+
+
+def check_batch(batch: Any, step: int) -> None:
+    """Raise `HAELabError` unless the images of a step are what a network learns from: `check_dataset` sees but some."""
+    _check_image(f"the images of step {step}", batch["image"])
 
 
 def _check_item(place: int, item: Any) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 from torch.utils.data import Dataset
 
-from hae_lab.checks import require, require_whole
+from hae_lab.checks import HAELabError, require, require_whole
 from hae_lab.diffusion.brains import mri
-from hae_lab.diffusion.data import check_sized, digits, phantoms, split_dataset
+from hae_lab.diffusion.data import ImageSet, check_sized, digits, phantoms, split_dataset
 from hae_lab.diffusion.patterns import PATTERNS
 from hae_lab.masks import in_own_thread
 from hae_lab.parts import Registry
@@ -62,18 +63,40 @@ def load_data(name: str, size: int) -> Pair:
     Raises `HAELabError` for an unknown name, a function that cannot be imported, and one that returns anything else.
     """
     require(isinstance(name, str), f"a data set is named by a text, got {name!r}")
-    require_whole("size", size, 1)
+    size = require_whole("size", size, 1, most=2**16)
     load = DATA.find(name)
     require(callable(load), f"data set {name!r} is a function of the image size, got {load!r}")
-    return _loaded(load, size)
+    pair, versions = _loaded(load, size)
+    if _versions(pair) != versions:  # somebody wrote into the images that all share
+        _loaded.cache_clear()
+        pair, _ = _loaded(load, size)
+    return pair
 
 
 @lru_cache(maxsize=4)  # a worker trains many models on the same images
-def _loaded(load: Callable[[int], Pair], size: int) -> Pair:
-    pair = in_own_thread(load, size)
+def _loaded(load: Callable[[int], Pair], size: int) -> tuple[Pair, tuple[int, ...]]:
+    """The data sets, and the versions of their tensors."""
+    pair = _called(load, size)
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
     name = getattr(load, "__name__", load)
     require(is_pair, f"{name} returns (train, held-out), two data sets, got {pair!r}")
     for part in pair:
         check_sized(part)
-    return pair[0], pair[1]
+    return (pair[0], pair[1]), _versions(pair)
+
+
+def _called(load: Callable[[int], Pair], size: int) -> Any:
+    try:
+        return in_own_thread(load, size)
+    except HAELabError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        name = getattr(load, "__name__", load)
+        raise HAELabError(f"{name} gives no data at size {size}: {type(error).__name__}: {error}") from error
+
+
+def _versions(pair: Pair) -> tuple[int, ...]:
+    """How often each tensor of a pair of image sets was written to, by torch's own count."""
+    sets = [part for part in pair if isinstance(part, ImageSet)]
+    tensors = [each for part in sets for each in (part.images, part.labels, part.masks) if each is not None]
+    return tuple(tensor._version for tensor in tensors)

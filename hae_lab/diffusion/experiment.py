@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch.utils.data import Dataset
 
-from hae_lab.checks import require, require_name, require_whole
+from hae_lab.checks import require, require_name, require_seed, require_whole
 from hae_lab.diffusion.datasets import DATA, HELD_OUT, load_data
 from hae_lab.diffusion.metrics import METRICS, column_name, measure_of, measured
 from hae_lab.diffusion.quality import denoising_loss, mmd, sample_gaps, sliced_wasserstein
@@ -20,7 +20,10 @@ from hae_lab.rules import RULES
 
 OF_SAMPLES = ("swd", "mmd", "mean_gap", "spread", "mmd_matched")
 OWN_METRICS = ("loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", *OF_SAMPLES, "curve", "step")
-STUDY_COLUMNS = ("study", "cell", "variant", "preset", "params", "macs", "macs_dense", "macs_kept", "key")
+STUDY_COLUMNS = (
+    "study", "cell", "role", "reference", "looks", "margin_percent", "variant", "preset",
+    "params", "macs", "macs_dense", "macs_kept", "key",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +48,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("seed", 0, None),
             ("samples", 0, HELD_OUT),
             ("sampling_steps", 1, None),
             ("evaluate_every", 1, None),
         ):
             object.__setattr__(self, name, require_whole(name, getattr(self, name), low, high))
+        object.__setattr__(self, "seed", require_seed("seed", self.seed))
         require(self.samples != 1, "samples is 0 or at least 2: one image has no distance to others")
         require_name("sampler", self.sampler, SAMPLERS)
         object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
@@ -69,12 +72,21 @@ def _checked_metrics(names: Any) -> tuple[str, ...]:
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     require(listed, f"metrics is a list of names, for example ['my_metrics.py:sharpness'], got {names!r}")
     columns = [column_name(name) for name in names]
-    taken = {*OWN_METRICS, *STUDY_COLUMNS, *FIELDS, *RECIPE_FIELDS, *(each.name for each in fields(Experiment))}
     for name, column in zip(names, columns, strict=True):
         measure_of(name)
-        require(column not in taken, f"metric {name!r}: a study has a column {column!r} of its own; rename the metric")
+        require(
+            column not in OWN_METRICS, f"metric {name!r}: a study has a column {column!r} of its own; rename the metric"
+        )
+        require_new_column(name, column)
         require(columns.count(column) == 1, f"metric {name!r}: two metrics would fill the column {column!r}")
     return tuple(names)
+
+
+def require_new_column(metric: str, column: str) -> None:
+    """Raise `HAELabError` if a metric would write over a column of a study that says what a run was."""
+    taken = {*STUDY_COLUMNS, *FIELDS, *RECIPE_FIELDS, *(each.name for each in fields(Experiment))}
+    own = column in taken or column.startswith("margin_percent_")
+    require(not own, f"metric {metric!r}: a study has a column {column!r} of its own; rename the metric")
 
 
 def parts_of(experiment: Experiment) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hae_lab.checks import require, require_flag, require_name, require_whole
+from hae_lab.checks import require, require_flag, require_name, require_seed, require_whole
 from hae_lab.diffusion.data import SPLITS, ImageSet
 
 PATTERN_VERSION = 1  # part of the data key: raise it with every change of the drawing
@@ -51,7 +51,7 @@ class Pattern:
 
     def draw(self, count: int, seed: int = 0, split: str = "train") -> ImageSet:
         """`count` images (count, 1, size, size); image i depends on (seed, split, i) alone."""
-        count, seed = require_whole("count", count, 1), require_whole("seed", seed, 0)
+        count, seed = require_whole("count", count, 1, most=2**24), require_seed("seed", seed)
         require_name("split", split, SPLITS)
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
         shown = np.zeros((count, self.n_bits + 1), np.float32)  # the last is the background

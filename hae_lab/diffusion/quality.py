@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hae_lab.checks import require, require_name, require_whole
+from hae_lab.checks import require, require_name, require_seed, require_whole
 from hae_lab.diffusion.sampling import STEPS, denoise, eval_mode, starting_noise, starting_timestep
 from hae_lab.diffusion.training import MEASURING, Recipe, known_labels, noise_scheduler, stream_seed
 from hae_lab.models import HAEUNet
@@ -26,6 +26,7 @@ def denoising_loss(
     Each image is seen at one timestep of each quarter of the chain; timesteps and noise depend on the seed alone, so
     that two models are compared on the same draws. Whatever the model predicts, the error is that of the noise.
     """
+    require(len(dataset) > 0, "the dataset is empty")
     sums = torch.zeros(QUARTILES, dtype=torch.float64)
     for losses in _batch_losses(model, dataset, recipe or Recipe(), seed, batch_size):
         sums += losses.sum(1)
@@ -43,6 +44,7 @@ def image_losses(
 @torch.no_grad()
 def _batch_losses(model: HAEUNet, dataset: Dataset, recipe: Recipe, seed: int, batch_size: int) -> Iterator[Tensor]:
     """The mean squared errors of each batch, (QUARTILES, B)."""
+    batch_size, seed = require_whole("batch_size", batch_size, 1), require_seed("seed", seed)
     scheduler = noise_scheduler(recipe)
     generator = torch.Generator().manual_seed(stream_seed(seed, MEASURING))
     device = next(model.parameters()).device
@@ -100,7 +102,8 @@ def sliced_wasserstein(first: Tensor, second: Tensor, *, projections: int = 256,
 
 def _directions(pixels: int, count: int, seed: int) -> Tensor:
     """Random directions of length 1: (pixels, count)."""
-    generator = torch.Generator().manual_seed(seed)
+    count = require_whole("projections", count, 1)
+    generator = torch.Generator().manual_seed(require_seed("seed", seed))
     directions = torch.randn((pixels, count), generator=generator, dtype=torch.float64)
     return directions / directions.norm(dim=0)
 
@@ -142,6 +145,8 @@ def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         first.shape == second.shape and len(first) > 1,
         f"two sets of equally many images (N > 1) of one size, got {tuple(first.shape)} and {tuple(second.shape)}",
     )
+    _check_finite(first)
+    _check_finite(second)
     return first.flatten(1).double(), second.flatten(1).double()
 
 
@@ -168,6 +173,8 @@ def real_floor(images: Tensor, splits: int = 2000, seed: int = 0) -> dict[str, n
     Returns "swd", "mmd", "mean_gap" and "spread", (splits,) each; all splits share the kernels of the median distance
     of all images.
     """
+    splits, seed = require_whole("splits", splits, 1), require_seed("seed", seed)
+    _check_finite(images)
     require(len(images) >= 4, f"halves of at least 2 images each need 4 images, got {len(images)}")
     half = len(images) // 2
     orders = np.stack([np.random.default_rng((seed, split)).permutation(len(images)) for split in range(splits)])
@@ -234,8 +241,9 @@ def anomaly_maps(
     `labels` of healthy images.
     Source: Wyatt et al. 2022 (AnoDDPM), https://doi.org/10.1109/CVPRW56347.2022.00080.
     """
-    draws, seed = require_whole("draws", draws, 1), require_whole("seed", seed, 0)
+    draws, seed = require_whole("draws", draws, 1), require_seed("seed", seed)
     _check_map(sign, window)
+    _check_finite(images)
     restored = (restore(model, images, recipe, seed=seed + draw, **options) for draw in range(draws))
     return difference_maps(torch.stack([images - each for each in restored]), sign, window)
 
@@ -246,8 +254,15 @@ def difference_maps(differences: Tensor, sign: str = "absolute", window: int = 3
     `sign` is one of `SIGNS`; the mean over draws, channels and `window` x `window` pixels, an odd number.
     """
     _check_map(sign, window)
+    _check_finite(differences)
     gray = SIGNS[sign](differences).mean((0, 2))[:, None]  # (N, 1, H, W)
     return F.avg_pool2d(gray, window, stride=1, padding=window // 2, count_include_pad=False)
+
+
+def _check_finite(images: Tensor) -> None:
+    require(isinstance(images, Tensor), f"images are a torch tensor, got a {type(images).__name__}")
+    wrong = int((~images.isfinite()).sum())
+    require(wrong == 0, f"images are of finite numbers; {wrong:,} of {images.numel():,} values are NaN or infinite")
 
 
 def _check_map(sign: str, window: int) -> None:
@@ -267,6 +282,7 @@ def restore(
 ) -> Tensor:
     """Images (N, C, H, W) noised to timestep `start` and denoised again; `options` are those of `denoise`."""
     recipe = recipe or Recipe()
+    _check_finite(images)
     first = starting_timestep(recipe, start, steps)
     noise = starting_noise(len(images), tuple(images.shape[1:]), seed)
     noisy = noise_scheduler(recipe).add_noise(images, noise, torch.full((len(images),), first))
@@ -280,7 +296,11 @@ def detection(maps: Tensor, masks: Tensor, inside: Tensor | None = None) -> dict
     Of the pixels `inside` alone, (N, 1, H, W) bool, if it is given; all images share one threshold.
     Raises `HAELabError` for other shapes, a map with a value that is no number, and masks that are empty or full.
     """
-    shapes = [tuple(each.shape) for each in (maps, masks, inside) if each is not None]
+    given = [each for each in (maps, masks, inside) if each is not None]
+    kinds = [str(getattr(each, "dtype", type(each).__name__)) for each in given]
+    right = all(isinstance(each, Tensor) for each in given) and all(each.dtype == torch.bool for each in given[1:])
+    require(right, f"maps are a tensor of numbers, masks and inside of bool, got {', '.join(kinds)}")
+    shapes = [tuple(each.shape) for each in given]
     require(len(set(shapes)) == 1, f"maps and masks have one shape, got {' and '.join(map(str, shapes))}")
     require(bool(maps.isfinite().all()), "a map has a value that is no finite number")
     chosen = torch.ones_like(masks) if inside is None else inside

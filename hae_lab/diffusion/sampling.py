@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hae_lab.checks import require, require_name, require_whole
+from hae_lab.checks import require, require_name, require_number, require_seed, require_whole
 from hae_lab.diffusion.training import SAMPLING, Recipe, noise_scheduler, stream_seed
 from hae_lab.models import HAEUNet
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("ddim", "ddpm")
 STEPS = 25  # where nothing else is asked
+MOST = 1_000_000  # images of one call
 
 
 class Denoised(NamedTuple):
@@ -71,6 +72,8 @@ def denoise(
     recipe = recipe or Recipe()
     scheduler = sampling_scheduler(recipe, sampler, steps, clip_sample)
     timesteps = _timesteps(scheduler, start)
+    require_number("guidance", guidance)
+    seed = require_seed("seed", seed)
     require(guidance == 1 or labels is not None, f"guidance={guidance} needs labels (B,)")
     device = next(model.parameters()).device
     # DDPM's noise; from the seed itself it would be the starting noise once more
@@ -91,7 +94,8 @@ def sample(
 
     One seed is one starting noise for all variants. `labels` are (count,).
     """
-    require_whole("count", count, 1)
+    count, batch_size = require_whole("count", count, 1, most=MOST), require_whole("batch_size", batch_size, 1)
+    seed = require_seed("seed", seed)
     config = model.config
     noise = starting_noise(count, (config.in_channels, config.image_size, config.image_size), seed)
     labels = options.pop("labels", None)
@@ -129,6 +133,7 @@ def starting_timestep(recipe: Recipe, start: int, steps: int, sampler: str = "dd
 
 
 def _timesteps(scheduler: "DDIMScheduler | DDPMScheduler", start: int | None) -> list[int]:
+    start = None if start is None else require_whole("start", start, 0)
     timesteps = [int(t) for t in scheduler.timesteps if start is None or t <= start]
     require(bool(timesteps), f"start={start} is before the first timestep, {int(scheduler.timesteps[-1])}: raise it")
     return timesteps

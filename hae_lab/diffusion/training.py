@@ -23,8 +23,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from hae_lab.checks import HAELabError, require, require_flag, require_name, require_number, require_whole
-from hae_lab.diffusion.data import check_dataset, data_key
+from hae_lab.checks import (
+    HAELabError,
+    require,
+    require_flag,
+    require_name,
+    require_number,
+    require_seed,
+    require_whole,
+)
+from hae_lab.diffusion.data import check_batch, check_dataset, data_key
+from hae_lab.diffusion.states import check_shapes, check_state, with_sha256
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
 from hae_lab.models import HAEUNet, build, redraw_masks, save_checkpoint
@@ -40,6 +49,8 @@ CHOICES = {
     "decay": ("constant", "cosine"),
     "precision": ("no", "bf16", "fp16"),
 }
+# least and most of each: more would not fit in memory, or not end
+WHOLE = {"steps": (1, 10**9), "batch_size": (1, 2**16), "timesteps": (1, 10**5), "warmup_steps": (0, 10**9)}
 ORDER, DRAWS, DROPOUT, SAMPLING, MEASURING, MASKS = range(6)  # streams of one seed: none repeats the numbers of another
 STATE, WEIGHTS = "state.pt", "model.safetensors"
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -65,8 +76,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {}
-        for name, low in (("steps", 1), ("batch_size", 1), ("timesteps", 1), ("warmup_steps", 0)):
-            checked[name] = require_whole(name, getattr(self, name), low)
+        for name, (low, most) in WHOLE.items():
+            checked[name] = require_whole(name, getattr(self, name), low, most=most)
         for name, choices in CHOICES.items():
             require_name(name, getattr(self, name), choices)
         for name in ("learning_rate", "max_grad_norm"):
@@ -155,19 +166,26 @@ class _State:
         progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": identity}
         save_checkpoint(weights, folder / WEIGHTS)  # first: killed in between, a run does these steps again
         with atomic_path(folder / STATE) as temporary:
-            torch.save(parts | progress, temporary)
+            torch.save(with_sha256(parts | progress), temporary)
 
     def load(self, path: Path, identity: str, steps: int) -> None:
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
+            check_state(saved)
             changed = _difference(saved["identity"], identity)
         except Exception as error:  # a broken file can raise anything inside the reader
-            raise HAELabError(f"{str(path)!r} is no readable training state ({type(error).__name__})") from None
+            reason = str(error) if isinstance(error, HAELabError) else type(error).__name__
+            raise HAELabError(f"{str(path)!r} is no readable training state ({reason})") from None
         require(not changed, f"{str(path.parent)!r} holds another run: {changed}; take another folder")
         done = saved["step"]
         require(done <= steps, f"{str(path.parent)!r} holds {done} steps of this run, more than steps={steps}")
-        for name in ("model", "optimizer", "schedule", "ema"):
-            getattr(self, name).load_state_dict(saved[name])
+        try:
+            check_shapes(saved, list(self.model.parameters()), self.schedule.state_dict())
+            for name in ("model", "optimizer", "schedule", "ema"):
+                getattr(self, name).load_state_dict(saved[name])
+        except Exception as error:  # so does one that is damaged inside
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise HAELabError(f"{str(path)!r} does not fit this model: {reason}; remove it to begin anew") from None
         self.ema.to(next(self.model.parameters()).device)
         self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
 
@@ -194,7 +212,7 @@ def train(
     Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
     """
     recipe = recipe or Recipe()
-    seed = require_whole("seed", seed, 0)
+    seed = require_seed("seed", seed)
     save_every = require_whole("save_every", save_every, 1)
     evaluate_every = require_whole("evaluate_every", evaluate_every, 1)
     check_dataset(dataset, config)
@@ -252,6 +270,7 @@ class _Step:
     def take(self, batch: dict[str, Tensor]) -> tuple[float, float]:
         """Learn from a batch; the loss, and the seconds it took."""
         started = time.perf_counter()
+        check_batch(batch, self.state.step + 1)
         torch.manual_seed(stream_seed(self.seed, DROPOUT, self.state.step, self.accelerator.process_index))
         if self.recipe.redraw_mask:
             redraw_masks(self.state.model, stream_seed(self.seed, MASKS, self.state.step))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hae_lab.checks import require, require_name
+from hae_lab.checks import HAELabError, require, require_name
 from hae_lab.masks import SparseMask
 from hae_lab.models.columns import column_pairs, column_plans, columns
 from hae_lab.models.kernels import (
@@ -117,7 +117,8 @@ class SparseMultiheadAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0, kernel: str | None = None) -> None:
         super().__init__()
-        require(channels % heads == 0, f"{heads} heads do not divide {channels} channels")
+        fits = heads > 0 and channels % heads == 0
+        require(fits, f"{heads} heads do not divide {channels} channels")
         self.heads = heads
         self.dropout = dropout
         self.kernel = kernel
@@ -134,6 +135,7 @@ class SparseMultiheadAttention(nn.Module):
         if frozen is not None and mask is frozen.mask:
             q, kv = self._project(tokens, frozen.n_local, frozen.span)
             return self.out_proj(frozen.kernel.attend(q, kv, self.plan, self.heads, dropout))
+        self._check(tokens, mask)
         kernel = kernel_for(mask, self.heads, self.kernel)
         q, kv = self._project(tokens, mask.grid.n_local, mask.span)
         return self.out_proj(kernel.run(q, kv, mask, self.heads, dropout))
@@ -147,9 +149,18 @@ class SparseMultiheadAttention(nn.Module):
 
     def weights(self, tokens: Tensor, mask: SparseMask, pixels: Tensor) -> Tensor:
         """How much each head attends to each token in `mask.span`, for some pixels: (B, heads, len(pixels), m)."""
+        self._check(tokens, mask)
         q, kv = self._project(tokens, mask.grid.n_local, mask.span)
         allowed = plan_beside(tokens, matrix_plan, mask, self.heads).allowed[:, pixels]
         return attention_weights(*(split_heads(x, self.heads) for x in (q[:, pixels], kv.chunk(2, dim=-1)[0])), allowed)
+
+    def _check(self, tokens: Tensor, mask: SparseMask) -> None:
+        """Raise `HAELabError` for tokens that are not those of the mask: more of them would attend in silence."""
+        if not isinstance(mask, SparseMask):
+            raise HAELabError(f"attention takes a SparseMask, got {type(mask).__name__}: see hae_lab.rules.mask_for")
+        if tokens.dim() != 3 or tokens.shape[1] != mask.grid.n or tokens.shape[2] != self.in_proj_weight.shape[1]:
+            right = f"(B, {mask.grid.n}, {self.in_proj_weight.shape[1]})"
+            raise HAELabError(f"tokens are {right} for a mask of {mask.grid}, got {tuple(tokens.shape)}")
 
     def _project(self, tokens: Tensor, n_local: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(B, n, C) -> queries (B, n_local, C), keys and values (B, m, 2C)."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hae_lab.checks import HAELabError, require
+from hae_lab.checks import HAELabError, require, require_seed
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
 from hae_lab.models.layers import seeded
@@ -32,8 +32,14 @@ def build(variant_or_config: str | HAEConfig, preset: str = "brats128", seed: in
         model_config = config(variant_or_config, preset, **changes)
     device = torch.get_default_device()
     on_meta = device.type == "meta"
-    with torch.device("meta" if on_meta else "cpu"), seeded(seed):
-        model = HAEUNet(model_config)
+    try:
+        with torch.device("meta" if on_meta else "cpu"), seeded(require_seed("seed", seed)):
+            model = HAEUNet(model_config)
+    except (RuntimeError, MemoryError) as error:
+        require(
+            "allocate" not in str(error), "this model is larger than the memory: build it under torch.device('meta')"
+        )
+        raise
     return model if on_meta else model.to(device)
 
 
@@ -44,7 +50,8 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     require(not on_meta, "this model lives on the meta device and has no weights to save: build it without")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    with atomic_path(path, size_bytes) as temporary:
         if path.suffix == ".safetensors":
             save_file(state, temporary)
         else:

@@ -82,6 +82,8 @@ BACKWARD = (
 @torch.library.custom_op("hae_lab::columns", mutates_args=(), schema=SCHEMA)
 def attend(q, k, v, columns, order, rows, offsets, blocked, layout, dropout, seed, trains):
     """Scaled queries (N, m, d), keys and values (N, n, d) -> (N, m, d), and the scores (N, m, r) if it trains."""
+    if not len(q):  # no images
+        return torch.empty_like(q), q.new_empty((0, *columns.shape) if trains else 0)
     pairs, chunks = Pairs(columns, order, rows, offsets), list(_chunks(blocked, layout, columns.shape[1]))
     scores = pairs.dot(q, k)  # (N, m, r)
     # without a backward pass the weights may take the place of the scores
@@ -101,6 +103,8 @@ def attend(q, k, v, columns, order, rows, offsets, blocked, layout, dropout, see
 @torch.library.custom_op("hae_lab::columns_backward", mutates_args=(), schema=BACKWARD)
 def attend_backward(grad, q, k, v, scores, out, columns, order, rows, offsets, blocked, layout, dropout, seed):
     """The gradients of queries, keys and values."""
+    if not len(q):
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     pairs, chunks = Pairs(columns, order, rows, offsets), list(_chunks(blocked, layout, columns.shape[1]))
     grad = grad.contiguous()
     inner = (grad * out).sum(dim=-1, keepdim=True)  # (N, m, 1) weights times their gradients, summed

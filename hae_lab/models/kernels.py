@@ -114,7 +114,7 @@ def _run_plan(q: Tensor, kv: Tensor, plan: BlockPlan, heads: int, dropout: float
     q = q.index_select(1, plan.queries.flatten()).unflatten(1, plan.queries.shape)  # (B, blocks, b, C)
     key_bytes = 2 * q.shape[-1] * q.element_size()
     samples = 1 if torch.compiler.is_compiling() else q.shape[0]  # a compiled program serves batches of any size
-    some = max(1, GATHER_BYTES // (samples * plan.keys.shape[1] * key_bytes))
+    some = max(1, GATHER_BYTES // max(1, samples * plan.keys.shape[1] * key_bytes))  # no images, or blind queries
     portions = zip(q.split(some, dim=1), plan.keys.split(some), plan.allowed.split(some), strict=True)
     attended = [_attend_blocks(part, kv, keys, allowed, heads, dropout) for part, keys, allowed in portions]
     return torch.cat(attended, dim=1).flatten(1, 2).index_select(1, plan.places)

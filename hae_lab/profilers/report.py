@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from hae_lab.checks import require, require_name, require_whole
 from hae_lab.family import HAEConfig
-from hae_lab.files import atomic_path
+from hae_lab.files import atomic_path, require_file
 from hae_lab.parts import load
 from hae_lab.profilers.backward import MACS, backward_rows
 from hae_lab.profilers.layer_times import time_by_layer
@@ -30,6 +30,7 @@ from hae_lab.tables import write
 
 TIMES = ["forward_ms", "backward_ms", "ms"]
 SHOWN = {"params": "parameters", "macs_forward": "MACs", "saved_bytes": "kept for backward", "ms": "time"}
+KEPT = (".csv", ".parquet", ".html")
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -95,6 +96,7 @@ class Profile:
     def write(self, path: str | Path) -> Path:
         """Keep the rows as .csv or .parquet, or the tree as a page, .html; return the path."""
         path = Path(path)
+        require_file(path, KEPT)
         if path.suffix != ".html":
             return write(self.frame, path)
         page = f"<!doctype html><meta charset='utf-8'><title>{escape(self.summary())}</title>{self._repr_html_()}"

@@ -1,5 +1,6 @@
 """Studies on a cluster: the workers of a Dask scheduler, checked before anything is sent to them."""
 
+import re
 from concurrent.futures import Future
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
@@ -55,9 +56,16 @@ class DaskWorkers:
         """Nothing to do: the scheduler looks after its workers."""
 
 
+def require_address(address: str | None) -> None:
+    """Raise `HAELabError` unless this could be the address of a scheduler."""
+    right = isinstance(address, str) and re.fullmatch(r"\w+://\S+", address) is not None
+    example = 'for example address="tcp://host:8786"'
+    require(right, f'backend="dask" needs the address of a scheduler, {example}; got {address!r}')
+
+
 def connect(address: str | None) -> "Client":
     """A client of the scheduler. Raises `HAELabError` within 10 seconds if it does not answer."""
-    require(bool(address), 'backend="dask" needs the address of a scheduler, for example address="tcp://host:8786"')
+    require_address(address)
     require(find_spec("distributed") is not None, 'Dask is not installed: pip install "hae-lab[cluster]"')
     from distributed import Client
 

@@ -1,6 +1,5 @@
 """Rows of a study that are kept in a table: named by their runs, taken for done, or trained again to be believed."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from hae_lab.checks import HAELabError, require, require_whole
 from hae_lab.study import runner, tables
 from hae_lab.study.declaration import STORE, Study
-from hae_lab.study.store import Run, Store
+from hae_lab.study.store import Run, Store, metrics_of
 from hae_lab.study.task import TRIAL
 
 Place = tuple[str, str, int]  # cell, data, seed
@@ -91,7 +90,7 @@ def _retrained(name: str, runs: Sequence[Run], workers: int) -> list[tuple[Run, 
         failed = [str(run) for run in runs if rows[run.key]["status"] == "failed"]
         if failed:
             raise HAELabError(f"{', '.join(failed)} cannot be trained again")
-        return [(run, json.loads(rows[run.key]["metrics"])) for run in runs]
+        return [(run, metrics_of(rows[run.key])) for run in runs]
 
 
 def _compared(kept: Any, retrained: Any) -> dict[str, Any]:

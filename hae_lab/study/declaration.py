@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hae_lab.study.cost import Cost
 
 STORE = Path("runs/studies.sqlite")
+MOST_RUNS = 1_000_000
 DECIDED = "decided"
 
 
@@ -63,14 +64,17 @@ class Study:
         named = isinstance(self.name, str) and re.fullmatch(r"[\w.-]+", self.name)
         require(bool(named), f"a study's name is letters, digits, '_', '-', '.': it names files; got {self.name!r}")
         object.__setattr__(self, "seeds", listed_seeds(self.seeds))
-        require_whole("limit", self.limit, 1)
-        TRIALS.find(self.trial)
+        object.__setattr__(self, "limit", require_whole("limit", self.limit, 1))
+        trial = TRIALS.find(self.trial)
+        require(callable(trial), f"trial {self.trial!r} is a function of an experiment and a folder, got {trial!r}")
         self.margins  # noqa: B018
         self.looks  # noqa: B018
         self.cells  # noqa: B018 (made now, so that a mistake shows where the study is declared)
+        count = self._count()
+        require(count <= MOST_RUNS, f"a study has at most {MOST_RUNS:,} runs, {self.name!r} has {count:,}")
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
+    def from_toml(cls, path: str | Path, *, trust: bool = False, announce: Callable[[str], None] | None = None) -> Self:
         """The study in a TOML file, whose keys are the fields above; several [[grid]] tables make a list of grids.
 
             name = "bottleneck"
@@ -80,16 +84,28 @@ class Study:
             [grid]
             mlp_ratio = [0.25, 1, 4]
 
-        A part "file.py:name" is looked for beside the file. Raises `HAELabError`, with the file's name, for a file
-        that is missing or holds no study.
+        A part "file.py:name" is looked for beside the file. Code that is not the package's runs only with `trust`, and
+        `announce` is told its name and place before. Raises `HAELabError`, with the file's name, for a file that is
+        missing or holds no study, and for code that nobody trusts.
         """
+        require(isinstance(path, str | Path), f"a study is in a file, got {path!r}")
+
+        known: set[str] = set()
+
+        def gate(target: str, place: str) -> None:
+            told = f"{target} is code in {place}"
+            require(trust, f"{told}: read it, then say trust=True, on the command line --trust")
+            if announce is not None and told not in known:
+                announce(f"{path}: {told}")
+            known.add(told)
+
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             for name in values:
                 require_name("key", name, [each.name for each in fields(cls)])
             missing = [name for name in ("name", "grid") if name not in values]
             require(not missing, f"a study needs {' and '.join(missing)}")
-            with beside(Path(path).resolve().parent):
+            with beside(Path(path).resolve().parent, gate):
                 return cls(**values)
         except OSError as error:
             raise HAELabError(f"cannot read {str(path)!r}: {error.strerror}") from None
@@ -105,6 +121,8 @@ class Study:
     def margins(self) -> dict[str, float]:
         """The margin of each metric in percent; that of "loss" is for all that are not named."""
         given = self.margin_percent
+        named = not isinstance(given, Mapping) or all(isinstance(name, str) for name in given)
+        require(named, f"margin_percent is a number, or one for each metric by name, got {given!r}")
         margins = {"loss": MARGIN_PERCENT} | (dict(given) if isinstance(given, Mapping) else {"loss": given})
         checked = {name: require_number("margin_percent", value, 0, low_open=True) for name, value in margins.items()}
         return {name: float(value) for name, value in checked.items()}
@@ -121,6 +139,12 @@ class Study:
         counted = all(seeds == tuple(range(len(seeds))) for seeds in map(self._seeds, self.cells))
         require(counted and cap % batch == 0, f"seeds_cap is a whole multiple of {batch}, and seeds are how many")
         return cap // batch
+
+    def _count(self) -> int:
+        """How many runs there are at the last look."""
+        return (
+            sum(len(listed_seeds(self.seeds) if cell.seeds is None else cell.seeds) for cell in self.cells) * self.looks
+        )
 
     def _seeds(self, cell: Cell, look: int = 1) -> tuple[int, ...]:
         """The seeds of a cell at a look: as many again as at the first, each time."""
@@ -176,7 +200,9 @@ class Study:
         Times a few training steps of cells of which no run has finished yet.
         """
         from hae_lab.study.cost import cost
+        from hae_lab.study.runner import checked_workers
 
+        workers = checked_workers(workers)
         with Store(store) as opened:
             return cost(self.name, self.planned, opened, workers, retry_failed)
 
@@ -200,9 +226,10 @@ class Study:
         """
         from hae_lab.study import runner
 
-        planned = self.planned
-        count = f"{len(planned):,} runs are more than the limit of study {self.name!r}, {self.limit:,}"
-        require(len(planned) <= self.limit, count)
+        count = self._count()
+        most = f"{count:,} runs are more than the limit of study {self.name!r}, {self.limit:,}"
+        require(count <= self.limit, most)
+        workers = runner.checked_workers(workers, backend, address)
         with Store(store) as opened, opened.held():
             for look in range(1, self.looks + 1):
                 runs = self.planned_at(look)

@@ -4,14 +4,19 @@ Ordinary cells are the question. Cells at equal cost answer it once more with an
 cells that are known to be worse than a reference: a study that does not find them could not have found anything.
 """
 
+import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from math import prod
+from operator import index
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hae_lab.checks import HAELabError, is_whole, require, require_name
+from hae_lab.checks import HAELabError, is_whole, plain, require, require_name, require_seed
 from hae_lab.family import FIELDS
 from hae_lab.presets import config
 
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 
 BASE = ("variant", "preset")
 SPEAKING = (*BASE, "mask_rule")  # their values say by themselves what they are
-MOST_CELLS = 10_000
+MOST_CELLS, MOST_SEEDS = 10_000, 100_000
+FORMAT = re.compile(r"[<>^+ ,]?\d{0,2}(\.\d{1,2})?[a-zA-Z%]?")  # of a number in a label, as ".2f"
 MARGIN_PERCENT = 2.0  # the smallest effect of interest of a study that declares none
 QUESTION, CONTROL, EQUAL_COST = "question", "control", "equal "  # then what is equal
 COSTS = ("MACs", "time", "parameters")  # that a block can hold equal
@@ -74,6 +80,7 @@ def cells(
     field, a size of 0 or above `MOST_CELLS`, two equal cells, two of one name, a reference that is no cell, and, by its
     label, for a cell that no model or recipe could have.
     """
+    require(isinstance(preset, str), f"a preset is named by a text, got {preset!r}")
     require(isinstance(fixed, Mapping), f"fixed is a dictionary of fields, got {fixed!r}")
     base = {"variant": "hae", "preset": preset, **fixed}
     points = _points(grid, fixed)
@@ -96,12 +103,17 @@ def cells(
 
 def listed_seeds(seeds: Any) -> tuple[int, ...]:
     """Seeds from a number of them, or from a list, in order. Raises `HAELabError` for anything else."""
-    if is_whole(seeds):
-        seeds = range(seeds)
-    listed = isinstance(seeds, list | tuple | range | np.ndarray)
-    right = listed and all(is_whole(seed) and seed >= 0 for seed in seeds) and len(seeds) == len(set(seeds)) > 0
-    require(right, f"seeds are how many, from 1 on, or a list of different whole numbers from 0; got {seeds!r}")
-    return tuple(sorted(int(seed) for seed in seeds))
+    asked, seeds = seeds, range(index(seeds)) if is_whole(seeds) else seeds
+    listed = isinstance(seeds, list | tuple | range) or (isinstance(seeds, np.ndarray) and seeds.ndim == 1)
+    some = list(islice(seeds, MOST_SEEDS + 1)) if listed else []
+    require(len(some) <= MOST_SEEDS, f"a study has at most {MOST_SEEDS:,} seeds, got {reprlib.repr(asked)}")
+    right = len(some) > 0 and all(is_whole(seed) and seed >= 0 for seed in some)
+    found = {require_seed("a seed", seed) for seed in some} if right else set()
+    require(
+        len(found) == len(some) > 0,
+        f"seeds are how many, from 1 on, or a list of different whole numbers from 0; got {reprlib.repr(asked)}",
+    )
+    return tuple(sorted(found))
 
 
 # points
@@ -153,7 +165,9 @@ def _listed(name: str, values: Any) -> list[Any]:
     if hasattr(values, "tolist"):  # an array
         values = values.tolist()
     require(isinstance(values, list | tuple | range), f"the grid needs a list of values for {name}, got {values!r}")
-    return list(values)
+    some = list(islice(values, MOST_CELLS + 1))
+    require(len(some) <= MOST_CELLS, f"{name} has more values than the {MOST_CELLS:,} cells that a grid may have")
+    return [plain(value) for value in some]
 
 
 def _control_points(
@@ -166,6 +180,7 @@ def _control_points(
         if point.reference:
             require_name(f"reference of {label}", point.reference, list(dict.fromkeys(labels)))
     for name, control in controls.items():
+        require(isinstance(name, str), f"a control is named by a text, got {name!r}")
         require(isinstance(control, Mapping), f"control {name} is a dictionary of fields, got {control!r}")
         changes = {field: value for field, value in control.items() if field not in CONTROL_WORDS}
         _require_fields(changes, CONTROL_WORDS)
@@ -244,8 +259,11 @@ def _labels(points: Sequence[Point], base: Mapping[str, Any], experiments: Seque
 
 def _filled(label: str, settings: Mapping[str, Any]) -> str:
     try:
+        for _, name, form, _ in Formatter().parse(label):
+            if name is not None and (name not in settings or not FORMAT.fullmatch(form)):
+                raise KeyError(name)
         return label.format(**settings)
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, TypeError):
         known = ", ".join(f"{{{name}}}" for name in settings)
         raise HAELabError(f"label {label!r} may hold fields of its cell in braces, here {known}") from None
 

@@ -20,6 +20,7 @@ from hae_lab.study.store import Run, Store, is_done
 from hae_lab.study.task import Outcome, attempt
 
 SHARED_DEATHS = 2  # of its worker, beside other runs, any of which may be the cause: then a run has to go alone
+MOST_WORKERS = max(16, 2 * (os.cpu_count() or 1))  # processes of this computer: more would only wait for each other
 LONE_DEATHS = 2  # of its worker, alone: then the blame is its own; once may be an accident from outside
 
 
@@ -35,7 +36,7 @@ def bring_to_end(
 ) -> None:
     """Run what the store lacks, and print what failed. The caller holds the store. See `Study.run`."""
     runs = sorted(runs, key=lambda run: run.seed)  # an unfinished study has as many runs of each cell
-    workers = require_whole("workers", workers, 1)
+    workers = checked_workers(workers, backend, address)
     known = store.select(run.key for run in runs)
     todo = [run for run in runs if not is_done(known.get(run.key), retry_failed)]
     if todo:
@@ -58,11 +59,20 @@ def all_parts(runs: Iterable[Run]) -> Parts:
     return found
 
 
+def checked_workers(workers: int, backend: str = "local", address: str | None = None) -> int:
+    """The number of workers. Raises `HAELabError` for one that no computer runs, and an unfit backend or address."""
+    require_name("backend", backend, ("local", "dask"))
+    require(address is None or backend == "dask", f'an address is for backend="dask", got {address!r} with "local"')
+    if backend == "dask":
+        from hae_lab.study.cluster import require_address
+
+        require_address(address)
+    return require_whole("workers", workers, 1, most=MOST_WORKERS)
+
+
 def open_workers(backend: str, workers: int, address: str | None) -> "Workers":
     """The processes of this computer, or the workers of a Dask scheduler."""
-    require_name("backend", backend, ("local", "dask"))
     if backend == "local":
-        require(address is None, f'an address is for backend="dask", got {address!r} with backend="local"')
         return LocalWorkers(workers)
     from hae_lab.study.cluster import DaskWorkers
 

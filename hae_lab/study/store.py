@@ -16,7 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from hae_lab.checks import HAELabError
+from hae_lab.checks import HAELabError, require
+from hae_lab.files import held
 from hae_lab.parts import Parts
 from hae_lab.sources import without_docstrings
 from hae_lab.study.grid import Cell
@@ -114,7 +115,10 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
+        require(isinstance(path, str | Path), f"a store of runs is a path, got {path!r}")
         self.path = Path(path)
+        folder = self.folder("")
+        require(not folder.is_file(), f"the store {str(path)!r} needs the folder {str(folder)!r}, which is a file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
@@ -160,25 +164,19 @@ class Store:
 
         Raises `HAELabError` at once if another driver holds it.
         """
-        from filelock import FileLock, Timeout
-
-        try:
-            lock = FileLock(f"{self.path}.lock").acquire(timeout=0)
-        except Timeout:
-            reason = "another driver is running a study in it: wait for that, or take another store"
-            raise HAELabError(f"the store {str(self.path)!r} is taken: {reason}") from None
-        except OSError as error:
-            raise HAELabError(f"cannot hold the store {str(self.path)!r}: {error}") from None
-        with lock:
+        reason = "another driver is running a study in it: wait for that, or take another store"
+        with held(self.path, f"the store {str(self.path)!r} is taken: {reason}"):
             yield
 
     def folder(self, key: str) -> Path:
         """Where a run keeps its checkpoints until it is finished."""
-        return self.path.with_suffix("") / key
+        folder = self.path.with_suffix("") if self.path.suffix else self.path.with_name(f"{self.path.name}-runs")
+        return folder / key
 
     def select(self, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         """key -> row, of these runs or of all, oldest first."""
-        rows = self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM runs ORDER BY started, key").fetchall()
+        with self._readable():
+            rows = self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM runs ORDER BY started, key").fetchall()
         chosen = None if keys is None else set(keys)
         return {row["key"]: dict(row) for row in rows if chosen is None or row["key"] in chosen}
 
@@ -200,7 +198,29 @@ class Store:
     def put(self, row: Mapping[str, Any]) -> None:
         """Write a whole row, in the place of one with its key."""
         places = ", ".join(f":{name}" for name in COLUMNS)
-        self._connection.execute(f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({places})", dict(row))
+        insert = f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({places})"
+        with self._readable():
+            self._connection.execute(insert, dict(row))
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn what SQLite says of a full disk, or of a file that is damaged, into a `HAELabError`."""
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise HAELabError(f"cannot keep runs in {str(self.path)!r}: {error}") from None
+
+
+def metrics_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished run measured. Raises `HAELabError` for a row that another program has written over."""
+    try:
+        metrics = json.loads(row["metrics"])
+        curve = [(int(step), float(loss)) for step, loss in metrics.get("curve", [])]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise HAELabError(f"the metrics of run {row['key'][:16]} are damaged in the store: {error}") from None
+    numbers = all(isinstance(value, int | float) for name, value in metrics.items() if name != "curve")
+    require(numbers, f"the metrics of run {row['key'][:16]} are no numbers in the store: {row['metrics'][:200]}")
+    return metrics | ({"curve": curve} if "curve" in metrics else {})
 
 
 def is_done(row: Mapping[str, Any] | None, retry_failed: bool = False) -> bool:

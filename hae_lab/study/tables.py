@@ -1,6 +1,5 @@
 """The tables of a study: what its cells cost, what its runs found, and how they went."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from hae_lab.study.grid import Cell
-from hae_lab.study.store import Run, Store
+from hae_lab.study.store import Run, Store, metrics_of
 
 LOG = ["status", "seconds", "host", "started", "finished", "versions", "traceback", "code", "key"]
 
@@ -97,7 +96,7 @@ def _cell_columns(cell: Cell) -> dict[str, Any]:
 def _finished(runs: Iterable[Run], store: str | Path) -> Iterator[tuple[Run, dict[str, Any]]]:
     for run, row in _known(runs, store):
         if row["status"] == "ok":
-            yield run, json.loads(row["metrics"])
+            yield run, metrics_of(row)
 
 
 def _known(runs: Iterable[Run], store: str | Path) -> list[tuple[Run, dict[str, Any]]]:

@@ -1,7 +1,6 @@
 """What a worker does: one run, in a process of its own. Importable, so that every backend can send it by name."""
 
 import getpass
-import json
 import platform
 import shutil
 import socket
@@ -15,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hae_lab.checks import require
+from hae_lab.checks import require, require_number, require_whole
 from hae_lab.files import atomic_path
 from hae_lab.parts import Registry, adopted
 
@@ -65,8 +64,31 @@ def _run_trial(trial: str, experiment: str, folder: Path) -> dict[str, Any]:
     with atomic_path(folder / "experiment.json") as temporary:
         temporary.write_text(experiment + "\n", encoding="utf-8")
     metrics = TRIALS.find(trial)(Experiment.from_json(experiment), folder)
-    require(isinstance(metrics, dict), f"a trial returns a dictionary of metrics, {trial} returned {metrics!r}")
-    return json.loads(json.dumps(metrics))  # what the store could not keep fails here
+    return checked_metrics(trial, metrics)  # what the store could not keep fails here
+
+
+def checked_metrics(trial: str, metrics: Any) -> dict[str, Any]:
+    """What a trial returned, as plain numbers by name, and under "curve" a list of [step, loss].
+
+    Raises `HAELabError` for anything else, and for a name that is a column of a study.
+    """
+    from hae_lab.diffusion.experiment import require_new_column
+
+    named = isinstance(metrics, dict) and all(isinstance(name, str) and name for name in metrics)
+    require(named, f"a trial returns a dictionary of metrics, {trial} returned {metrics!r}")
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        require_new_column(name, name)
+        found[name] = _points(trial, value) if name == "curve" else require_number(f"metric {name!r} of {trial}", value)
+    return found
+
+
+def _points(trial: str, curve: Any) -> list[list[float]]:
+    pairs = isinstance(curve, list | tuple) and all(
+        isinstance(point, list | tuple) and len(point) == 2 for point in curve
+    )
+    require(pairs, f"the curve of {trial} is a list of [step, loss], got {curve!r}")
+    return [[require_whole("a step", step, 0), require_number("a loss", loss)] for step, loss in curve]
 
 
 def _scratch(key: str) -> Path:
