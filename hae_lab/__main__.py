@@ -184,7 +184,7 @@ def add_bench(commands: Commands) -> None:
 
 
 def add_export(commands: Commands) -> None:
-    command = commands.add_parser("export", help="a model as a file for other runtimes, or as a page that draws from it")
+    command = commands.add_parser("export", help="a model as a file for other runtimes, or as a page that draws")
     command.add_argument("variant", help=", ".join(VARIANTS))
     command.add_argument("--preset", default="lesson16", help="default: lesson16")
     command.add_argument("--rule", metavar="NAME", help="mask rule (default: the preset's)")

@@ -18,6 +18,7 @@ from hae_lab.diffusion.sampling import denoise, starting_noise
 from hae_lab.diffusion.training import Recipe
 
 LARGEST = 12 * 2**20  # bytes: a mail takes that
+DRAW = "async (noise) => [...await document.querySelector('.hae-denoiser').draw(new Float32Array(noise))]"
 STAND_IN = WebRuntime(b"export const env = {};", b"no program")
 
 
@@ -50,6 +51,7 @@ def test_the_steps_are_those_of_the_sampler(prediction, steps):
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
     """A page without the cost of an export."""
+
     def export(model, path):
         path.write_bytes(b"model")
         return denoiser.Exported(path, 5, 0.0, 1.0)
@@ -135,8 +137,7 @@ def test_the_page_draws_the_sample_of_torch(lesson_page):
         for label, steps in ((1, 25), (-1, 25), (0, 5)):
             page.locator("select[name=label]").select_option(str(label))
             page.locator("select[name=steps]").select_option(str(steps))
-            draw = "async (noise) => Array.from(await document.querySelector('.hae-denoiser').draw(new Float32Array(noise)))"
-            drawn = torch.tensor(page.evaluate(draw, noise.flatten().tolist())).view_as(noise)
+            drawn = torch.tensor(page.evaluate(DRAW, noise.flatten().tolist())).view_as(noise)
             labels = torch.full((COUNT,), label)
             *_, right = denoise(model, noise, RECIPE, steps=steps, labels=labels)
             assert right.images.std() > 0.1

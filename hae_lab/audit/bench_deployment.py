@@ -109,13 +109,16 @@ def _rows(case: Deployed, folder: Path, repeats: int) -> pd.DataFrame:
     if case.is_trained:
         timed[STEPS] = {way: partial(sample, each, 1, RECIPE, steps=STEPS) for way, each in models.items()}
     rows = pd.concat([_timed(calls, repeats).assign(steps=steps) for steps, calls in timed.items()])
-    rows["file_bytes"] = rows["way"].map({way: file.stat().st_size for way, file in files.items()})
-    rows["process_bytes"] = rows["way"].map({way: _process_bytes(way, model.config, file) for way, file in files.items()})
-    rows["largest_difference"] = rows["way"].map({ONNX: difference, INT8: _difference(models[INT8], model)})
+    of_ways = {
+        "file_bytes": {way: file.stat().st_size for way, file in files.items()},
+        "process_bytes": {way: process_bytes(way, model.config, file) for way, file in files.items()},
+        "largest_difference": {ONNX: difference, INT8: _difference(models[INT8], model)},
+    }
     if case.is_trained:
-        rows = rows.assign(**_losses(models, case, rows["way"]))
+        of_ways |= _losses(models, case)
+    rows = rows.assign(**{name: rows["way"].map(values) for name, values in of_ways.items()})
     size = model.config.image_size
-    return rows.assign(variant=case.variant, preset=case.preset, mask_rule=case.mask_rule, map=f"{size}x{size}", batch=1)
+    return rows.assign(**case._asdict(), map=f"{size}x{size}", batch=1)
 
 
 def _with_outputs(model: HAEUNet) -> HAEUNet:
@@ -135,7 +138,8 @@ def _timed(calls: Cases, repeats: int) -> pd.DataFrame:
     return rows.join(found, on="case").rename(columns={"case": "way"})
 
 
-def _process_bytes(way: str, model_config: HAEConfig, file: Path) -> int:
+def process_bytes(way: str, model_config: HAEConfig, file: Path) -> int:
+    """What a process of its own holds at most that opens this file and takes one step; -1 where nobody tells."""
     step = EAGER_STEP if way == EAGER else ONNX_STEP
     command = [sys.executable, "-W", "ignore", "-c", step + PEAK, model_config.to_json(), str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -148,10 +152,10 @@ def _difference(run: nn.Module, model: HAEUNet) -> float:
     return (predict(run, x, timesteps) - predict(model, x, timesteps)).abs().max().item()
 
 
-def _losses(models: Mapping[str, nn.Module], case: Deployed, ways: pd.Series) -> dict[str, pd.Series]:
+def _losses(models: Mapping[str, nn.Module], case: Deployed) -> dict[str, dict[str, float]]:
     """The held-out loss of each way, and by how many percent it is above torch's."""
     _, held_out = load_data(lesson(case.variant).data, case.config.image_size)
     some = Subset(held_out, range(HELD_OUT))
     losses = {way: denoising_loss(model, some, RECIPE)["loss"] for way, model in models.items()}
     percent = {way: 100 * (loss / losses[EAGER] - 1) for way, loss in losses.items() if way != EAGER}
-    return {"loss": ways.map(losses), "loss_percent": ways.map(percent)}
+    return {"loss": losses, "loss_percent": percent}

@@ -1,7 +1,7 @@
-"""A model as a file that runs without this package: ONNX, in single precision or with eight bits a weight, or torch's pt2.
+"""A model as a file that runs without this package: ONNX, as it is or with eight bits a weight, or torch's pt2.
 
-The program takes x (B, C, H, W), timesteps (B,) and, if the model has classes, y (B,) with -1 for "no label"; batches of
-any size up to `LARGEST_BATCH`. It has the masks of the config's image size inside.
+The program takes x (B, C, H, W), timesteps (B,) and, if the model has classes, y (B,) with -1 for "no label"; batches
+of any size up to `LARGEST_BATCH`. It has the masks of the config's image size inside.
 """
 
 import logging
@@ -65,7 +65,7 @@ def export(model: HAEUNet, path: str | Path, format: str = "onnx") -> Exported:
             quantize(temporary, temporary)
         difference, largest = _compare(model, temporary, format)
         close = format == "int8" or difference <= TOLERANCE * max(1.0, largest)
-        require(close, f"the {format} program differs from the model by {difference:.2g}, of outputs up to {largest:.2g}")
+        require(close, f"the {format} program differs from the model by {difference:.2g}, in outputs to {largest:.2g}")
     return Exported(path, path.stat().st_size, difference, largest)
 
 
@@ -78,7 +78,7 @@ def program_of(model: HAEUNet) -> ExportedProgram:
 
 
 def portable(model: HAEUNet) -> HAEUNet:
-    """A frozen copy on the CPU in eval mode whose attention has no operators of this package: `masked` for `columns`."""
+    """A frozen copy on the CPU in eval mode without operators of this package: kernel `masked` for `columns`."""
     require(isinstance(model, HAEUNet), f"export takes a model that hae_lab.build makes, got a {type(model).__name__}")
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     require(not on_meta, "this model lives on the meta device and has no weights to export: build it without")

@@ -13,7 +13,7 @@ import torch
 
 from hae_lab.checks import require, require_whole
 from hae_lab.deploy.export import Exported, export
-from hae_lab.deploy.web_runtime import PACKAGE, VERSION, WebRuntime, web_runtime
+from hae_lab.deploy.web_runtime import VERSION, WebRuntime, web_runtime
 from hae_lab.diffusion.sampling import STEPS, sampling_scheduler
 from hae_lab.diffusion.training import Recipe
 from hae_lab.files import atomic_path
@@ -54,8 +54,9 @@ def write_page(
     with TemporaryDirectory() as folder:
         exported = export(model, Path(folder, "model.onnx"))
         packed = {"hae-model": exported.path.read_bytes(), "hae-script": runtime.script, "hae-program": runtime.program}
+        page = _document(title, page_data(model, recipe or Recipe(), labels), packed)
         with atomic_path(path) as temporary:
-            temporary.write_text(_document(title, page_data(model, recipe or Recipe(), labels), packed), encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8")
     return exported._replace(path=path, file_bytes=path.stat().st_size)
 
 
@@ -91,7 +92,9 @@ def ddim_steps(recipe: Recipe, steps: int) -> list[dict[str, Any]]:
 
 
 def _document(title: str, data: dict[str, Any], packed: dict[str, bytes]) -> str:
-    files = "\n".join(f'<script type="text/plain" id="{name}">{_packed(each)}</script>' for name, each in packed.items())
+    files = "\n".join(
+        f'<script type="text/plain" id="{name}">{_packed(each)}</script>' for name, each in packed.items()
+    )
     values = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     script = (FOLDER / "denoiser.js").read_text(encoding="utf-8")
     return (

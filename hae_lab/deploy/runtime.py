@@ -23,7 +23,7 @@ class OnnxModel(nn.Module):
     """An ONNX file of `export`, of a model of this config: (B, C, H, W), (B,), (B,) or None -> (B, C, H, W).
 
     Runs on the CPU, without gradients; `threads` are torch's by default. `denoise`, `sample` and
-    `denoising_loss` take it for a model. Raises `HAELabError` for a missing extra and for a file that is no such program.
+    `denoising_loss` take it for a model. Raises `HAELabError` for a missing extra and a file that is no such program.
     """
 
     def __init__(self, path: str | Path, config: HAEConfig, threads: int | None = None) -> None:
@@ -34,7 +34,8 @@ class OnnxModel(nn.Module):
         self.session = _session(Path(path), threads or torch.get_num_threads())
         self.names = [each.name for each in self.session.get_inputs()]
         right = ["x", "timesteps"] + ["y"] * (config.num_classes is not None)
-        require(self.names == right, f"{str(path)!r} takes {', '.join(self.names)}; this config's model {', '.join(right)}")
+        fits = self.names == right
+        require(fits, f"{str(path)!r} takes {', '.join(self.names)}; a model of this config {', '.join(right)}")
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         given = [x, timesteps.float()]

@@ -56,7 +56,9 @@ def cache_folder() -> Path:
 
 def _fetch(folder: Path) -> None:
     npm = shutil.which("npm")
-    by_hand = f"put {SCRIPT} and {PROGRAM} of the npm package {PACKAGE} {VERSION} (its folder dist) into {str(folder)!r}"
+    by_hand = (
+        f"put {SCRIPT} and {PROGRAM} of the npm package {PACKAGE} {VERSION} (its folder dist) into {str(folder)!r}"
+    )
     require(npm is not None, f"a page needs {PACKAGE}: install Node.js, whose npm fetches it once, or {by_hand}")
     with tempfile.TemporaryDirectory() as name:
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", name]
