@@ -37,8 +37,8 @@ COLUMNS = (
     "gflops_per_second", "peak_gflops_per_second", "gbytes_per_second", "step_ms", "overhead_percent", "ms_median",
     "ms_q1", "ms_q3", "speed_up", "speed_up_q1", "speed_up_q3", "compile_s", "speed_up_sdpa", "speed_up_dense",
     "steps", "against", "faster_percent", "p_value", "equal_within_percent", "verdict", "limit", "peak_bytes",
-    "file_bytes", "process_bytes", "loss", "loss_percent", "largest_difference", "repeats", "threads", "clock", "device",
-    "device_name", "system", "python", "torch", "numpy",
+    "file_bytes", "process_bytes", "loss", "loss_percent", "largest_difference", "repeats", "threads", "clock",
+    "device", "device_name", "system", "python", "torch", "numpy",
 )  # fmt: skip
 
 Case = Callable[[], object]
