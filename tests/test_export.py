@@ -18,8 +18,9 @@ from hae_lab.deploy.runtime import OnnxModel
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.quality import denoising_loss
 from hae_lab.diffusion.sampling import sample
-from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.rules import RULES
+from hae_lab.masks import TokenGrid
+from hae_lab.models.attention import KERNELS, SparseMultiheadAttention
+from hae_lab.rules import RULES, mask_for
 
 BATCHES = (1, 3, 8)
 # every variant, every rule; a map large enough for every kernel
@@ -160,7 +161,7 @@ def test_a_portable_copy_has_no_operator_of_ours_and_trains_nothing():
     copy = portable(model)
     layers = [layer for layer in copy.modules() if isinstance(layer, SparseMultiheadAttention)]
     kernels = {layer.frozen.kernel.attend.__name__ for layer in layers}
-    assert kernels == {"masked"}
+    assert kernels == {"masked_by_rows"}
     assert model.training
     assert not copy.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -174,6 +175,17 @@ def test_a_model_without_classes_takes_no_labels(tmp_path):
     assert len(example_inputs(model, 2)) == 2
     made = export(model, tmp_path / "unet.pt2", "pt2")
     assert made.largest_output == 0  # fresh
+
+
+@pytest.mark.parametrize("rows", [1, 100, 512])
+def test_rows_by_rows_is_the_whole(rows, monkeypatch):
+    monkeypatch.setattr(exporting, "ROWS", rows)
+    mask = mask_for("document", TokenGrid(16, 16))
+    generator = torch.Generator().manual_seed(0)
+    q, kv = (torch.randn(2, n, c, generator=generator) for n, c in ((256, 16), (mask.grid.n, 32)))
+    plan = KERNELS["masked"].plan(mask, 4, torch.device("cpu"))
+    right = KERNELS["reference"].attend(q, kv, plan, 4)
+    torch.testing.assert_close(exporting.masked_by_rows(q, kv, plan, 4), right, rtol=0, atol=1e-5)
 
 
 # what is refused

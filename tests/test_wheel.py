@@ -147,6 +147,12 @@ def test_show(python):
     assert "shared_patch_embed" in printed(python("-m", "hae_lab", "show", "lite", "--preset", "tiny"))
 
 
+def test_models_are_exported_without_a_clone(python, tmp_path):
+    done = python("-m", "hae_lab", "export", "v2", "--preset", "tiny", "--format", "pt2", "--out", "v2.pt2")
+    assert str(tmp_path / "v2.pt2") in printed(done)
+    assert (tmp_path / "v2.pt2").stat().st_size > 4 * 100_000
+
+
 # above the line: a clone is needed
 
 
