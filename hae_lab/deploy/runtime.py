@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(self.session.run(None, arrays)[0])
 
 
-def _session(path: Path, threads: int):  # an onnxruntime.InferenceSession, which has no types
+def _session(path: Path, threads: int) -> Any:  # an onnxruntime.InferenceSession, which has no types
     import onnxruntime
 
     require(path.is_file(), f"no file {str(path)!r}: `hae-lab export` makes it")
