@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         add_profile,
         add_notebooks,
         add_site,
+        add_report,
         add_bench,
         add_export,
     ):
@@ -61,6 +62,10 @@ def add_reproduce(commands: Commands) -> None:
         "--store", type=Path, default=Path("runs/studies.sqlite"), help="of --full (default: runs/studies.sqlite)"
     )
     command.add_argument("--list", action="store_true", help="print the names and stop")
+    command.add_argument("--lang", default="en", help="of the figures: en, or zh, which go to runs/zh (default: en)")
+    command.add_argument(
+        "--seconds", action="store_true", help="measure how long each takes, keep data/seconds.csv, and stop"
+    )
     command.add_argument(
         "--out",
         type=Path,
@@ -175,6 +180,15 @@ def add_site(commands: Commands) -> None:
     command.set_defaults(run=run_site)
 
 
+def add_report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="write what the audit found as one page, two sheets when printed")
+    command.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE.html", help="default: report.html"
+    )
+    command.add_argument("--lang", default="en", help="en or zh (default: en)")
+    command.set_defaults(run=run_report)
+
+
 def add_bench(commands: Commands) -> None:
     command = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
     command.add_argument("what", help="masks, attention, model, training, layers or deployment")
@@ -209,10 +223,15 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.names()))
         return
-    if options.style or options.format or options.width is not None:
+    if options.style or options.format or options.width is not None or options.lang != "en":
         run_print(options)
         return
     options.out = options.out or Path()
+    if options.seconds:
+        from hae_lab.audit import seconds
+
+        print(seconds.measure(options.out, progress=True).resolve())
+        return
     if options.full:
         from hae_lab.audit.rerun import rerun
 
@@ -220,8 +239,9 @@ def run_reproduce(options: argparse.Namespace) -> None:
             print(line)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
-        for page in filter(Path.exists, (options.out / "README.md", options.out / "notebooks" / "README.md")):
-            readme.update(page)
+        for name in readme.PAGES:
+            if (options.out / name).exists():
+                readme.update(options.out / name)
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
@@ -231,15 +251,18 @@ def run_reproduce(options: argparse.Namespace) -> None:
 
 def run_print(options: argparse.Namespace) -> None:
     from hae_lab.audit import reproduce
+    from hae_lab.plots.catalogue import language
 
     require(
-        not (options.full or options.fresh), "--full makes tables, --style, --format and --width draw figures alone"
+        not (options.full or options.fresh),
+        "--full makes tables, --style, --format, --width and --lang draw figures alone",
     )
+    translated = options.lang != "en"
     style = options.style or ("talk" if options.width is None else "paper")
-    out = options.out or Path("runs") / style
-    written, left_out = reproduce.print_figures(
-        out, options.only, style, options.width, options.format or ("pdf",), progress=True
-    )
+    out = options.out or Path("runs") / (options.lang if translated else style)
+    formats = options.format or (("png",) if translated else ("pdf",))
+    with language(options.lang):
+        written, left_out = reproduce.print_figures(out, options.only, style, options.width, formats, progress=True)
     for line in left_out:
         print(f"not drawn, {line}")
     print(f"{len(written)} files in {out.resolve()}")
@@ -373,6 +396,12 @@ def run_site(options: argparse.Namespace) -> None:
     print(f"open {site.index.resolve()}")
 
 
+def run_report(options: argparse.Namespace) -> None:
+    from hae_lab.book.report import write_report
+
+    print(f"open {write_report(options.out, options.lang).resolve()}")
+
+
 def run_bench(options: argparse.Namespace) -> None:
     from hae_lab.audit import benchmarks
 
@@ -412,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for plugin in options.plugin:
             load_module(plugin, f"--plugin {plugin}")
-        if getattr(options, "out", None) is not None and options.command != "profile":
+        if getattr(options, "out", None) is not None and options.command not in ("profile", "report"):  # a file
             require_folder(options.out)
         options.run(options)
         sys.stdout.flush()

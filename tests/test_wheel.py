@@ -72,9 +72,13 @@ def test_the_wheel_holds_every_module_and_the_pages(wheel):
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {path.relative_to(CLONE).as_posix() for path in (CLONE / "hae_lab").rglob("*.py")}
-    pages = {path.relative_to(CLONE).as_posix() for path in (CLONE / "hae_lab").glob("*/*.js")}
-    assert len(pages) >= 2
-    assert names == sources | pages | {"hae_lab/py.typed"}
+    others = {
+        path.relative_to(CLONE).as_posix()
+        for kind in ("js", "toml", "cpp")
+        for path in (CLONE / "hae_lab").glob(f"*/*.{kind}")
+    }
+    assert {"hae_lab/explorer/grid.js", "hae_lab/deploy/denoiser.js"} < others
+    assert names == sources | others | {"hae_lab/py.typed"}
 
 
 def test_the_clone_is_out_of_reach(python, installed):

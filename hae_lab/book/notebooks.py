@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from hae_lab.book.captions import with_captions
 from hae_lab.book.slides import slide_type
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
@@ -68,6 +69,7 @@ def refresh(path: Path) -> None:
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """A copy in normal form: outputs without time stamps, progress bars, widget views and memory addresses.
 
+    Below each picture and table stands a small line that says where it is from (`captions`).
     Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs. Where
     `metadata.hae_lab.slides` says that the notebook is a talk, each cell has its place in it.
     """
@@ -83,6 +85,7 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             cell.outputs = list(_normal_outputs(cell))
         if is_talk:
             cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
+    with_captions(notebook)
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL),

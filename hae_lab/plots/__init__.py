@@ -9,6 +9,7 @@ from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by
 from hae_lab.plots.costs import learning_curves, pareto
 from hae_lab.plots.gains import gain_shares
 from hae_lab.plots.images import image_grid
+from hae_lab.plots.ledger import claims_overview
 from hae_lab.plots.lesions import lesions_found, what_a_model_needs
 from hae_lab.plots.masks import mask_rules, visible_keys
 from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
@@ -38,6 +39,7 @@ __all__ = [
     "TooNarrow",
     "attention_heads",
     "attention_speed_up",
+    "claims_overview",
     "conclusions",
     "density_and_reach",
     "dose",

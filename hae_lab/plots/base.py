@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from hae_lab.checks import require, require_name
+from hae_lab.plots.catalogue import listed as listed
 from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
 from hae_lab.plots.page import TEXT, broken_name, columns_that_fit, current_style, wrapped
 from hae_lab.plots.page import Chart as Chart
@@ -215,11 +216,6 @@ def part_colours(parts: Iterable[str], known: Mapping[str, str]) -> dict[str, st
 
 
 # words
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def count_word(count: int) -> str:

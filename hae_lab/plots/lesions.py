@@ -14,13 +14,13 @@ from hae_lab.plots.base import (
     bar_step,
     chart,
     legend_outside,
-    listed,
     new_chart,
     ordered,
     titled_axes,
     variant_colours,
     variant_title,
 )
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.presets import VARIANTS
 
 CHANGES = {
@@ -133,4 +133,6 @@ def _detection_title(rows: pd.DataFrame) -> str:
     ]
     wins = (best[0] > best[1]).all(axis=1)
     won = [task for task, win in wins.items() if win]
-    return f"{f'Only on {listed(won)}' if won else 'On no kind of'} lesions a model beats all that needs no model"
+    if not won:
+        return say("On no kind of lesions a model beats all that needs no model")
+    return say("Only on {tasks} lesions a model beats all that needs no model", tasks=say_list(list(map(say, won))))
