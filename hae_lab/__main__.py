@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path, held, require_file, require_folder
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         add_reproduce,
         add_audit,
         add_train,
+        add_sample,
         add_study,
         add_show,
         add_profile,
@@ -83,6 +85,14 @@ def add_reproduce(commands: Commands) -> None:
         metavar="INCHES",
         help="of paper (default: one column, 3.3; 6.9 where that is too narrow)",
     )
+    for kind, known in (("variant", VARIANTS), ("preset", PRESETS)):
+        command.add_argument(
+            f"--{kind}s",
+            type=lambda text: text.split(","),
+            default=[],
+            metavar="NAMES",
+            help=f"figures alone, of these {kind}s: some of {','.join(known)}",
+        )
     command.set_defaults(run=run_reproduce)
 
 
@@ -101,7 +111,14 @@ def add_train(commands: Commands) -> None:
     command.add_argument(
         "--data",
         default="phantoms",
-        help="phantoms, lesions, digits, twins, scales, MODULE:FUNCTION or FILE.py:FUNCTION",
+        help="phantoms, lesions, digits, twins, scales, a FOLDER of pictures, MODULE:FUNCTION or FILE.py:FUNCTION",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value of a field of HAEConfig or Recipe: mlp_ratio=0.5, patch_sizes=1,4 (repeatable)",
     )
     command.add_argument("--steps", type=int, default=1500, help="default: 1500")
     command.add_argument(
@@ -115,6 +132,19 @@ def add_train(commands: Commands) -> None:
         "--out", type=Path, metavar="DIR", help="keeps state, weights, samples; the same command continues"
     )
     command.set_defaults(run=run_train)
+
+
+def add_sample(commands: Commands) -> None:
+    command = commands.add_parser("sample", help="draw images with a trained model")
+    command.add_argument("model", type=Path, metavar="FOLDER", help="of `train`, or a .safetensors file")
+    command.add_argument("--count", type=int, default=16, help="default: 16")
+    command.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
+    command.add_argument("--steps", type=int, default=25, help="of denoising; divides the chain (default: 25)")
+    command.add_argument("--label", type=int, help="class of all images, of a model with classes")
+    command.add_argument("--guidance", type=float, default=1.0, help="how strongly the label is followed (default: 1)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, metavar="FILE", help="a .png (default: samples.png beside the weights)")
+    command.set_defaults(run=run_sample)
 
 
 def add_study(commands: Commands) -> None:
@@ -190,10 +220,16 @@ def add_report(commands: Commands) -> None:
 
 
 def add_bench(commands: Commands) -> None:
-    command = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
-    command.add_argument("what", help="masks, attention, model, training, layers or deployment")
+    command = commands.add_parser("bench", help="measure on this computer and keep the rows")
+    command.add_argument("what", help="masks, attention, model, training, layers, compile or deployment")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where data/ is (default: runs; with . they replace this computer's committed rows)",
+    )
     command.set_defaults(run=run_bench)
 
 
@@ -223,7 +259,8 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.names()))
         return
-    if options.style or options.format or options.width is not None or options.lang != "en":
+    subset = options.variants or options.presets
+    if options.style or options.format or subset or options.width is not None or options.lang != "en":
         run_print(options)
         return
     options.out = options.out or Path()
@@ -255,14 +292,17 @@ def run_print(options: argparse.Namespace) -> None:
 
     require(
         not (options.full or options.fresh),
-        "--full makes tables, --style, --format, --width and --lang draw figures alone",
+        "--full makes tables; --style, --format, --width, --lang, --variants and --presets draw figures alone",
     )
     translated = options.lang != "en"
     style = options.style or ("talk" if options.width is None else "paper")
     out = options.out or Path("runs") / (options.lang if translated else style)
     formats = options.format or (("png",) if translated else ("pdf",))
+    chosen = {"variants": options.variants, "presets": options.presets}
     with language(options.lang):
-        written, left_out = reproduce.print_figures(out, options.only, style, options.width, formats, progress=True)
+        written, left_out = reproduce.print_figures(
+            out, options.only, style, options.width, formats, progress=True, **chosen
+        )
     for line in left_out:
         print(f"not drawn, {line}")
     print(f"{len(written)} files in {out.resolve()}")
@@ -286,9 +326,10 @@ def run_audit(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from hae_lab import plots
+    from hae_lab.diffusion.datasets import require_fit
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
+    from hae_lab.diffusion.settings import with_settings
     from hae_lab.diffusion.training import WEIGHTS, Recipe
     from hae_lab.models import load_checkpoint
 
@@ -301,7 +342,8 @@ def run_train(options: argparse.Namespace) -> None:
         learning_rate=options.learning_rate,
         precision=options.precision,
     )
-    model_config = config(options.variant, options.preset)
+    model_config, recipe = with_settings(config(options.variant, options.preset), recipe, options.set)
+    require_fit(options.data, model_config)
     experiment = Experiment(config=model_config, recipe=recipe, data=options.data, seed=options.seed)
     require_folder(out)
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes that train together
@@ -309,11 +351,49 @@ def run_train(options: argparse.Namespace) -> None:
     with held(out, taken) if first else nullcontext():
         metrics = run(experiment, out, progress=True, device=options.device)
     if PartialState().is_main_process:
-        images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
+        images = sample(load_checkpoint(out / WEIGHTS), 16, recipe)
         title = f"16 samples of {variant_title(options.variant)} after {recipe.steps:,} steps on {options.data}"
-        with atomic_path(out / "samples.png") as temporary:
-            temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
+        write_images(images, title, out / "samples.png")
         print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
+
+
+def write_images(images: Any, title: str, path: Path) -> None:
+    from hae_lab import plots
+
+    channels = images.shape[1]
+    if channels not in (1, 3):  # no colours: a picture a channel
+        images, title = images.flatten(0, 1)[:, None], f"{title}, {channels} channels each"  # (N * C, 1, H, W)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    import torch
+
+    from hae_lab.diffusion.sampling import sample
+    from hae_lab.diffusion.training import WEIGHTS, saved_recipe
+    from hae_lab.models import load_checkpoint
+    from hae_lab.presets import variant_of
+
+    path = options.model / WEIGHTS if options.model.is_dir() else options.model
+    out = options.out or path.parent / "samples.png"
+    require(out.suffix == ".png", f"--out ends in .png, got {str(out)!r}")
+    model, recipe = load_checkpoint(path), saved_recipe(path)
+    labels = None if options.label is None else torch.full((options.count,), options.label)
+    images = sample(
+        model,
+        options.count,
+        recipe,
+        seed=options.seed,
+        sampler=options.sampler,
+        steps=options.steps,
+        labels=labels,
+        guidance=options.guidance,
+    )
+    label = "" if options.label is None else f", label {options.label}"
+    title = f"{options.count} samples of {variant_title(variant_of(model.config) or 'a model')}"
+    write_images(images, f"{title}{label}, {options.steps} steps of {options.sampler}, seed {options.seed}", out)
+    print(f"{options.count} images in {out.resolve()}")
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -339,19 +419,38 @@ def run_study(options: argparse.Namespace) -> None:
             worst <= SAME_RUN, f"these are not the runs of {str(path)!r}: two computers differ by {SAME_RUN:g} at most"
         )
         return
-    rows = study.run(
-        options.store,
-        workers=options.workers,
-        backend=options.backend,
-        address=options.address,
-        retry_failed=options.retry_failed,
-    )
+    try:
+        rows = study.run(
+            options.store,
+            workers=options.workers,
+            backend=options.backend,
+            address=options.address,
+            retry_failed=options.retry_failed,
+        )
+    except KeyboardInterrupt:
+        kept = f"finished runs are kept in {str(options.store)!r}, and the same command continues"
+        raise KeyboardInterrupt(f"stopped; {kept}") from None
     print(means(rows).to_string(index=False))
-    for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
+    curves = study.curves(options.store)
+    for table, name in ((rows, study.name), (curves, f"{study.name}_curves")):
         print(write(table, options.out / f"{name}.csv").resolve())
+    draw_study(rows, curves, options.out / study.name)
     needed = len(study.needed(options.store))
     missing = needed - len(rows)
     require(not missing, f"{missing} of {needed} runs of {study.name} are missing from these tables")
+
+
+def draw_study(rows: Any, curves: Any, stem: Path) -> None:
+    from hae_lab.plots import study_figures
+
+    figures, left_out = study_figures(rows, curves)
+    for name, figure in figures.items():
+        path = stem.with_name(f"{stem.name}_{re.sub(r'[^a-zA-Z0-9_-]+', '-', name)}.png")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(figure.png())
+        print(path.resolve())
+    for line in left_out:
+        print(f"not drawn, {line}")
 
 
 def run_show(options: argparse.Namespace) -> None:
@@ -451,7 +550,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"hae-lab: there is not enough memory for this: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"\nhae-lab: {stop or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -58,6 +58,8 @@ def test_citation_names_the_audited_works_and_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     cited = {(work["authors"][0]["family-names"], work["year"]) for work in citation["references"]}
     assert cited == {("Lu", 2024), ("Che", 2025), ("Dhariwal", 2021)}
+    article = next(work for work in citation["references"] if work["type"] == "article")
+    assert article["end"] - article["start"] + 1 == 13  # pages, by the authors' university's record
     assert citation["version"] == hae_lab.__version__ == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"] == "MIT"
 
@@ -148,12 +150,20 @@ def test_readme_prose_types_no_result(page):
 
 @pytest.mark.parametrize(
     "page",
-    [*FRONT, "CONTRIBUTING.md", "CHANGELOG.md", "hae_lab/README.md", "data/README.md", "notebooks/README.md"],
+    [
+        *FRONT,
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "hae_lab/README.md",
+        "data/README.md",
+        "notebooks/README.md",
+        "docs/your_own.md",
+    ],
 )
 def test_links_lead_somewhere(page):
     path = ROOT / page
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text())
-    assert targets or page in ("hae_lab/README.md", "data/README.md")
+    assert targets or page in ("hae_lab/README.md", "data/README.md", "docs/your_own.md")
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 

@@ -18,7 +18,8 @@ from hae_lab.files import atomic_path
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags", "jupyter")
-NOT_FOR_CLASS = {"solution", "answer"}  # tags of cells that a copy for class leaves out
+ANSWER, SOLUTION = "answer", "solution"  # tags of cells that a copy for class has not
+YOURS = "**Your answer:** "
 TIMEOUT_SECONDS = 300  # for one cell
 
 
@@ -108,13 +109,17 @@ def is_fresh(notebook: NotebookNode) -> bool:
 
 
 def blank(notebook: NotebookNode) -> NotebookNode:
-    """A copy for class: no outputs, answers and solutions; the functions to complete and their checks stay.
+    """A copy for class: no outputs and solutions; the functions to complete and their checks stay.
 
-    It runs to its first check.
+    In the place of each answer is a cell to write one's own into. It runs to its first check.
     """
     notebook = nbformat.from_dict(notebook)
-    notebook.cells = [cell for cell in notebook.cells if not NOT_FOR_CLASS & set(cell.metadata.get("tags", []))]
+    notebook.cells = [cell for cell in notebook.cells if SOLUTION not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
+        if ANSWER in cell.metadata.get("tags", []):
+            cell.update(cell_type="markdown", source=YOURS)
+            for name in ("outputs", "execution_count"):
+                cell.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook

@@ -12,6 +12,7 @@ from hae_lab.plots.images import image_grid
 from hae_lab.plots.ledger import claims_overview
 from hae_lab.plots.lesions import lesions_found, what_a_model_needs
 from hae_lab.plots.masks import mask_rules, visible_keys
+from hae_lab.plots.of_study import study_figures
 from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
 from hae_lab.plots.parameters import (
     feasibility,
@@ -61,6 +62,7 @@ __all__ = [
     "roofline",
     "slot_ladder",
     "slot_waterfall",
+    "study_figures",
     "style",
     "unet",
     "variant_colour",

@@ -29,7 +29,9 @@ from hae_lab.plots.base import (
     name_ticks,
     new_chart,
     of_preset,
+    ordered,
     short_title,
+    subject_of,
     titled_axes,
     variant_colours,
     write_note,
@@ -76,7 +78,7 @@ def rules_in_order(rules: Iterable[str], order: Sequence[str] | None = None) -> 
 def macs_by_part(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
+    preset: str | None = None,
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
@@ -88,7 +90,7 @@ def macs_by_part(
     rows = of_preset(rows, preset)
     shown, note = measured(rows, "macs_document", order)
     table = rows.pivot(index="part", columns="variant", values="macs_document")[shown].fillna(0) / 1e9
-    subject = REFERENCE if REFERENCE in shown else next(filter(has_blocks, shown), shown[0])
+    subject = subject_of(shown)
     table = table.sort_values(subject, ascending=False)
     shares = 100 * table[subject] / table[subject].sum()
     figure, own = titled_axes(
@@ -106,7 +108,7 @@ def macs_by_part(
     own.set(xscale="log", ylim=(len(table) - 0.5, -0.5))
     own.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     own.minorticks_off()
-    own.set_xlabel(f"GMACs of one denoising step,\nas published ({preset})")
+    own.set_xlabel(f"GMACs of one denoising step,\nas published ({rows['preset'].iloc[0]})")
     own.set_ylabel(f"part, and its share of {variant_title(subject)}'s work")
     legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
@@ -117,16 +119,19 @@ def macs_by_part(
 def macs_by_level(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
-    variant: str = REFERENCE,
+    preset: str | None = None,
+    variant: str | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """MACs of each decoder level of one variant in four accounts; `palette` colours accounts.
 
+    By default of HAE, or else of the first of the rows that has hybrid blocks.
+
     Rows, one a variant and level: preset, variant, mask_rule, height, width, and the columns of `ACCOUNTS`.
     """
     rows = of_preset(rows, preset)
+    variant = variant or subject_of(ordered(rows["variant"]))
     require_name("variant", variant, rows["variant"].unique())
     rows = rows[rows["variant"] == variant]
     figure, own = titled_axes(_level_title(rows, variant), ax)
@@ -136,7 +141,10 @@ def macs_by_level(
     names = [f"{height} × {width}" for height, width in zip(rows["height"], rows["width"], strict=True)]
     name_ticks(own, range(len(rows)), names)
     rule = rows["mask_rule"].iloc[0]
-    own.set(xlabel=f"map of the decoder level, pixels ({preset}, {rule})", ylabel="GMACs of one denoising step")
+    own.set(
+        xlabel=f"map of the decoder level, pixels ({rows['preset'].iloc[0]}, {rule})",
+        ylabel="GMACs of one denoising step",
+    )
     own.grid(axis="x", visible=False)
     own.legend(frameon=False)
     return figure

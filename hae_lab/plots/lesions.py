@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from hae_lab.checks import require
 from hae_lab.plots.base import (
     CONTROL_COLOUR,
     SIZE,
@@ -14,6 +15,7 @@ from hae_lab.plots.base import (
     bar_step,
     chart,
     legend_outside,
+    names_or_nothing,
     new_chart,
     ordered,
     titled_axes,
@@ -52,6 +54,7 @@ def what_a_model_needs(
     Rows: variant, change, percent, percent_low, percent_high.
     """
     variants = ordered(rows["variant"], order)
+    require(len(variants) > 0, f"no variant to draw: order is {order}, the rows are of {names_or_nothing(rows)}")
     changes = list(dict.fromkeys(rows["change"]))
     colours = variant_colours(variants, palette)
     figure, own = titled_axes(_uses_title(rows[rows["variant"].isin(variants)]), ax)

@@ -273,7 +273,7 @@ def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
 def where_parameters_sit(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
+    preset: str | None = None,
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
@@ -290,7 +290,7 @@ def where_parameters_sit(
     colours = part_colours(heights.index, BODY_COLOURS | HYBRID_COLOURS) | dict(palette or {})
     stacked_bars(own, heights / 1e6, colours)
     legend_outside(figure, ax, "right center", **reversed_legend(own), title="body: grey\nhybrid: coloured")
-    own.set_ylabel(say("parameters, million ({preset})", preset=preset))
+    own.set_ylabel(say("parameters, million ({preset})", preset=rows["preset"].iloc[0]))
     write_note(own, note)
     return figure
 
