@@ -17,6 +17,7 @@ from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, the_documents_way
 from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed_up
 from hae_lab.audit.bench_layers import bench_layers
+from hae_lab.audit.bench_v3 import bench_v3
 from hae_lab.checks import require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
@@ -122,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "model": bench_model,
     "training": bench_training,
     "layers": bench_layers,
+    "v3": bench_v3,
 }
 
 
