@@ -22,6 +22,7 @@ from hae_lab.study.power import ALPHA
 
 V3, TIME = "v3", "time"
 OWN_BODY = "v3 without blocks"
+RATES = "attention_resolutions"
 STUDIES = {"twins": ("twins", "v3"), "phantoms": ("variants", "v3_phantoms")}  # by data: the variants', and that of v3
 PASSES = {"training step": "training", "forward": "denoising"}  # of `hae-lab bench v3`
 Measurements = Mapping[str, pd.DataFrame]
@@ -36,8 +37,10 @@ def chosen(search: pd.DataFrame) -> dict[str, Any]:
 
 
 def v3_changes(preset: str = BODY) -> dict[str, Any]:
-    """What v3 changes on a preset: a delta for `register_variant`. Its widths and levels are those of this preset."""
-    return changes(chosen(read_table("v3_search")), preset)
+    """What v3 changes in HAE on a preset: a delta for `register_variant`, with levels for this preset's body."""
+    found, hae = changes(chosen(read_table("v3_search")), preset), config("hae", preset)
+    # rates go with levels, also where they are the preset's: another preset may have more of them
+    return {name: value for name, value in found.items() if name == RATES or value != getattr(hae, name)}
 
 
 def v3_models() -> dict[str, HAEConfig]:
