@@ -111,7 +111,7 @@ def v3_quality(studies: Measurements) -> pd.DataFrame:
 def v3_runs(studies: Measurements, data: str) -> dict[str, pd.DataFrame]:
     """By what is held equal, the runs of all models on some data, with their names for cells, on the seeds of v3."""
     known, own = (studies[name] for name in STUDIES[data])
-    runs = pd.concat([own, known[~known["key"].isin(own["key"])]], ignore_index=True)
+    runs = pd.concat([own, known], ignore_index=True).drop_duplicates(["cell", "seed"])  # they share runs
     runs = runs[runs["seed"].isin(own["seed"])]
     names, found = list(v3_models()), {}
     for equal, ending in ((STEPS, ""), (TIME, " at HAE's time")):
