@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path, held, require_file, require_folder
@@ -35,12 +36,14 @@ def parser() -> argparse.ArgumentParser:
         add_reproduce,
         add_audit,
         add_train,
+        add_sample,
         add_study,
         add_search,
         add_show,
         add_profile,
         add_notebooks,
         add_site,
+        add_report,
         add_bench,
     ):
         add(commands)
@@ -60,6 +63,10 @@ def add_reproduce(commands: Commands) -> None:
         "--store", type=Path, default=Path("runs/studies.sqlite"), help="of --full (default: runs/studies.sqlite)"
     )
     command.add_argument("--list", action="store_true", help="print the names and stop")
+    command.add_argument("--lang", default="en", help="of the figures: en, or zh, which go to runs/zh (default: en)")
+    command.add_argument(
+        "--seconds", action="store_true", help="measure how long each takes, keep data/seconds.csv, and stop"
+    )
     command.add_argument(
         "--out",
         type=Path,
@@ -77,6 +84,14 @@ def add_reproduce(commands: Commands) -> None:
         metavar="INCHES",
         help="of paper (default: one column, 3.3; 6.9 where that is too narrow)",
     )
+    for kind, known in (("variant", VARIANTS), ("preset", PRESETS)):
+        command.add_argument(
+            f"--{kind}s",
+            type=lambda text: text.split(","),
+            default=[],
+            metavar="NAMES",
+            help=f"figures alone, of these {kind}s: some of {','.join(known)}",
+        )
     command.set_defaults(run=run_reproduce)
 
 
@@ -95,7 +110,14 @@ def add_train(commands: Commands) -> None:
     command.add_argument(
         "--data",
         default="phantoms",
-        help="phantoms, lesions, digits, twins, scales, MODULE:FUNCTION or FILE.py:FUNCTION",
+        help="phantoms, lesions, digits, twins, scales, a FOLDER of pictures, MODULE:FUNCTION or FILE.py:FUNCTION",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value of a field of HAEConfig or Recipe: mlp_ratio=0.5, patch_sizes=1,4 (repeatable)",
     )
     command.add_argument("--steps", type=int, default=1500, help="default: 1500")
     command.add_argument(
@@ -109,6 +131,19 @@ def add_train(commands: Commands) -> None:
         "--out", type=Path, metavar="DIR", help="keeps state, weights, samples; the same command continues"
     )
     command.set_defaults(run=run_train)
+
+
+def add_sample(commands: Commands) -> None:
+    command = commands.add_parser("sample", help="draw images with a trained model")
+    command.add_argument("model", type=Path, metavar="FOLDER", help="of `train`, or a .safetensors file")
+    command.add_argument("--count", type=int, default=16, help="default: 16")
+    command.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
+    command.add_argument("--steps", type=int, default=25, help="of denoising; divides the chain (default: 25)")
+    command.add_argument("--label", type=int, help="class of all images, of a model with classes")
+    command.add_argument("--guidance", type=float, default=1.0, help="how strongly the label is followed (default: 1)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, metavar="FILE", help="a .png (default: samples.png beside the weights)")
+    command.set_defaults(run=run_sample)
 
 
 def add_study(commands: Commands) -> None:
@@ -183,11 +218,26 @@ def add_site(commands: Commands) -> None:
     command.set_defaults(run=run_site)
 
 
+def add_report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="write what the audit found as one page, two sheets when printed")
+    command.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE.html", help="default: report.html"
+    )
+    command.add_argument("--lang", default="en", help="en or zh (default: en)")
+    command.set_defaults(run=run_report)
+
+
 def add_bench(commands: Commands) -> None:
-    command = commands.add_parser("bench", help="measure on this computer and keep the rows in data/")
+    command = commands.add_parser("bench", help="measure on this computer and keep the rows")
     command.add_argument("what", help="masks, attention, model or training")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where data/ is (default: here)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where data/ is (default: runs; with . they replace this computer's committed rows)",
+    )
     command.set_defaults(run=run_bench)
 
 
@@ -198,10 +248,16 @@ def run_reproduce(options: argparse.Namespace) -> None:
     if options.list:
         print("\n".join(reproduce.names()))
         return
-    if options.style or options.format or options.width is not None:
+    subset = options.variants or options.presets
+    if options.style or options.format or subset or options.width is not None or options.lang != "en":
         run_print(options)
         return
     options.out = options.out or Path()
+    if options.seconds:
+        from hae_lab.audit import seconds
+
+        print(seconds.measure(options.out, progress=True).resolve())
+        return
     if options.full:
         from hae_lab.audit.rerun import rerun
 
@@ -209,8 +265,9 @@ def run_reproduce(options: argparse.Namespace) -> None:
             print(line)
     written = reproduce.reproduce(options.out, options.only, progress=True)
     if not options.only:
-        for page in filter(Path.exists, (options.out / "README.md", options.out / "notebooks" / "README.md")):
-            readme.update(page)
+        for name in readme.PAGES:
+            if (options.out / name).exists():
+                readme.update(options.out / name)
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
@@ -220,15 +277,21 @@ def run_reproduce(options: argparse.Namespace) -> None:
 
 def run_print(options: argparse.Namespace) -> None:
     from hae_lab.audit import reproduce
+    from hae_lab.plots.catalogue import language
 
     require(
-        not (options.full or options.fresh), "--full makes tables, --style, --format and --width draw figures alone"
+        not (options.full or options.fresh),
+        "--full makes tables; --style, --format, --width, --lang, --variants and --presets draw figures alone",
     )
+    translated = options.lang != "en"
     style = options.style or ("talk" if options.width is None else "paper")
-    out = options.out or Path("runs") / style
-    written, left_out = reproduce.print_figures(
-        out, options.only, style, options.width, options.format or ("pdf",), progress=True
-    )
+    out = options.out or Path("runs") / (options.lang if translated else style)
+    formats = options.format or (("png",) if translated else ("pdf",))
+    chosen = {"variants": options.variants, "presets": options.presets}
+    with language(options.lang):
+        written, left_out = reproduce.print_figures(
+            out, options.only, style, options.width, formats, progress=True, **chosen
+        )
     for line in left_out:
         print(f"not drawn, {line}")
     print(f"{len(written)} files in {out.resolve()}")
@@ -252,9 +315,10 @@ def run_audit(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from hae_lab import plots
+    from hae_lab.diffusion.datasets import require_fit
     from hae_lab.diffusion.experiment import Experiment, run
     from hae_lab.diffusion.sampling import sample
+    from hae_lab.diffusion.settings import with_settings
     from hae_lab.diffusion.training import WEIGHTS, Recipe
     from hae_lab.models import load_checkpoint
 
@@ -267,7 +331,8 @@ def run_train(options: argparse.Namespace) -> None:
         learning_rate=options.learning_rate,
         precision=options.precision,
     )
-    model_config = config(options.variant, options.preset)
+    model_config, recipe = with_settings(config(options.variant, options.preset), recipe, options.set)
+    require_fit(options.data, model_config)
     experiment = Experiment(config=model_config, recipe=recipe, data=options.data, seed=options.seed)
     require_folder(out)
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes that train together
@@ -275,11 +340,49 @@ def run_train(options: argparse.Namespace) -> None:
     with held(out, taken) if first else nullcontext():
         metrics = run(experiment, out, progress=True, device=options.device)
     if PartialState().is_main_process:
-        images = sample(load_checkpoint(out / WEIGHTS, model_config), 16, recipe)
+        images = sample(load_checkpoint(out / WEIGHTS), 16, recipe)
         title = f"16 samples of {variant_title(options.variant)} after {recipe.steps:,} steps on {options.data}"
-        with atomic_path(out / "samples.png") as temporary:
-            temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
+        write_images(images, title, out / "samples.png")
         print(f"held-out loss {metrics['loss']:.4f}; state, weights and samples in {out.resolve()}")
+
+
+def write_images(images: Any, title: str, path: Path) -> None:
+    from hae_lab import plots
+
+    channels = images.shape[1]
+    if channels not in (1, 3):  # no colours: a picture a channel
+        images, title = images.flatten(0, 1)[:, None], f"{title}, {channels} channels each"  # (N * C, 1, H, W)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    import torch
+
+    from hae_lab.diffusion.sampling import sample
+    from hae_lab.diffusion.training import WEIGHTS, saved_recipe
+    from hae_lab.models import load_checkpoint
+    from hae_lab.presets import variant_of
+
+    path = options.model / WEIGHTS if options.model.is_dir() else options.model
+    out = options.out or path.parent / "samples.png"
+    require(out.suffix == ".png", f"--out ends in .png, got {str(out)!r}")
+    model, recipe = load_checkpoint(path), saved_recipe(path)
+    labels = None if options.label is None else torch.full((options.count,), options.label)
+    images = sample(
+        model,
+        options.count,
+        recipe,
+        seed=options.seed,
+        sampler=options.sampler,
+        steps=options.steps,
+        labels=labels,
+        guidance=options.guidance,
+    )
+    label = "" if options.label is None else f", label {options.label}"
+    title = f"{options.count} samples of {variant_title(variant_of(model.config) or 'a model')}"
+    write_images(images, f"{title}{label}, {options.steps} steps of {options.sampler}, seed {options.seed}", out)
+    print(f"{options.count} images in {out.resolve()}")
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -305,16 +408,22 @@ def run_study(options: argparse.Namespace) -> None:
             worst <= SAME_RUN, f"these are not the runs of {str(path)!r}: two computers differ by {SAME_RUN:g} at most"
         )
         return
-    rows = study.run(
-        options.store,
-        workers=options.workers,
-        backend=options.backend,
-        address=options.address,
-        retry_failed=options.retry_failed,
-    )
+    try:
+        rows = study.run(
+            options.store,
+            workers=options.workers,
+            backend=options.backend,
+            address=options.address,
+            retry_failed=options.retry_failed,
+        )
+    except KeyboardInterrupt:
+        kept = f"finished runs are kept in {str(options.store)!r}, and the same command continues"
+        raise KeyboardInterrupt(f"stopped; {kept}") from None
     print(means(rows).to_string(index=False))
-    for table, name in ((rows, study.name), (study.curves(options.store), f"{study.name}_curves")):
+    curves = study.curves(options.store)
+    for table, name in ((rows, study.name), (curves, f"{study.name}_curves")):
         print(write(table, options.out / f"{name}.csv").resolve())
+    draw_study(rows, curves, options.out / study.name)
     needed = len(study.needed(options.store))
     missing = needed - len(rows)
     require(not missing, f"{missing} of {needed} runs of {study.name} are missing from these tables")
@@ -325,6 +434,19 @@ def run_search(options: argparse.Namespace) -> None:
     from hae_lab.tables import write
 
     print(write(search(options.store, print), options.out / "v3_search.csv"))
+
+
+def draw_study(rows: Any, curves: Any, stem: Path) -> None:
+    from hae_lab.plots import study_figures
+
+    figures, left_out = study_figures(rows, curves)
+    for name, figure in figures.items():
+        path = stem.with_name(f"{stem.name}_{re.sub(r'[^a-zA-Z0-9_-]+', '-', name)}.png")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(figure.png())
+        print(path.resolve())
+    for line in left_out:
+        print(f"not drawn, {line}")
 
 
 def run_show(options: argparse.Namespace) -> None:
@@ -369,6 +491,12 @@ def run_site(options: argparse.Namespace) -> None:
     print(f"open {site.index.resolve()}")
 
 
+def run_report(options: argparse.Namespace) -> None:
+    from hae_lab.book.report import write_report
+
+    print(f"open {write_report(options.out, options.lang).resolve()}")
+
+
 def run_bench(options: argparse.Namespace) -> None:
     from hae_lab.audit import benchmarks
 
@@ -388,7 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for plugin in options.plugin:
             load_module(plugin, f"--plugin {plugin}")
-        if getattr(options, "out", None) is not None and options.command != "profile":
+        if getattr(options, "out", None) is not None and options.command not in ("profile", "report"):  # a file
             require_folder(options.out)
         options.run(options)
         sys.stdout.flush()
@@ -398,7 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"hae-lab: there is not enough memory for this: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"\nhae-lab: {stop or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

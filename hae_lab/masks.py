@@ -31,9 +31,9 @@ class TokenGrid:
     def __post_init__(self) -> None:
         try:
             sizes = int(self.height), int(self.width)  # sizes are tensors while torch.jit traces
-            patches = tuple(map(int, self.patch_sizes))
+            patches: tuple[int, ...] = tuple(map(int, self.patch_sizes))
         except (TypeError, ValueError):
-            sizes = patches = (0,)
+            sizes, patches = (0, 0), (0,)
         if min(*sizes, *patches, 1) < 1:
             sides = f"{self.height!r} x {self.width!r} with patches of {self.patch_sizes!r}"
             raise HAELabError(f"the sizes of a grid of tokens are whole numbers from 1 on, got {sides}")

@@ -112,7 +112,7 @@ def no_cases(monkeypatch):
 
 
 def test_attention_tells_layers_from_cores(times, no_cases, monkeypatch):
-    monkeypatch.setattr(bench_attention, "COMPILERS", ())
+    monkeypatch.setattr(bench_attention.shutil, "which", lambda name: None)
     rows = bench_attention.bench_attention(sides=(16,))
     assert rows.groupby(["part", "pass", "map"], sort=False).size().to_dict() == {
         ("layer", "forward", "16x16"): 8, ("core", "forward", "16x16"): 2, ("layer", "forward + backward", "16x16"): 8,
@@ -140,6 +140,11 @@ def test_flex_attention_runs_on_the_largest_map_where_it_can(times, no_cases, mo
     rows = bench_attention.bench_attention(sides=(8, 16))
     flex = rows[rows["way"].isin(bench_attention.FLEX)]
     assert flex[["pass", "map"]].drop_duplicates().values.tolist() == [["forward", "16x16"]]
+    assert flex["mask_rule"].isna().all()
+    natively = rows[rows["way"].isin(bench_attention.NATIVE)]
+    assert natively.groupby(["pass", "map"]).size().tolist() == [2, 2, 2, 2]
+    assert set(natively["mask_rule"]) == {"document", "document_shared"}
+    assert set(rows.loc[rows["way"] == rows["mask_rule"], "way"]) == set(rules.RULES)
     assert len(flex) == 2
     assert flex["peak_bytes"].isna().all()
     assert bench_attention.flex_ways("forward + backward", "cuda") == tuple(bench_attention.FLEX)
@@ -248,28 +253,31 @@ def test_committed_rows_have_the_columns_of_the_benchmark(what):
 
 def test_speed_ups_are_paired_round_by_round(monkeypatch):
     """By a clock that slows down: medians of times alone would say something else."""
-    ms = [(10.0, 5.0), (20.0, 5.0), (90.0, 60.0)]
+    ms = [(10.0, 5.0), (20.0, 5.0), (90.0, 60.0)] * 5
 
     def rounds(cases, repeats, device) -> pd.DataFrame:
         assert repeats == len(ms)
         return pd.DataFrame(ms, columns=list(cases))
 
     monkeypatch.setattr(bench_compile, "rounds", rounds)
-    rows = bench_compile.in_rounds({"eager": None, "compiled": None}, "eager", 3, "cpu").set_index("way")
+    rows = bench_compile.in_rounds({"eager": None, "compiled": None}, "eager", 15, "cpu").set_index("way")
     assert rows.loc["eager", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.0, 1.0, 1.0]
-    assert rows.loc["compiled", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.75, 2.0, 3.0]
-    assert rows.loc["compiled", ["ms_q1", "ms_median", "ms_q3"]].tolist() == [5.0, 5.0, 32.5]
+    assert rows.loc["compiled", ["speed_up_q1", "speed_up", "speed_up_q3"]].tolist() == [1.5, 2.0, 4.0]
+    assert rows.loc["compiled", ["ms_q1", "ms_median", "ms_q3"]].tolist() == [5.0, 5.0, 60.0]
+    assert rows.loc["compiled", ["against", "verdict"]].tolist() == ["eager", "faster"]
     assert (rows["clock"] == "CPU time").all()
 
 
 def test_compiled_models_run_beside_eager_ones(monkeypatch):
     monkeypatch.setattr(bench_compile, "PRESET", "tiny")
     monkeypatch.setattr(bench_compile.torch, "compile", lambda model, fullgraph: model)
-    rows = bench_compile.bench_compile(repeats=1)
+    rows = bench_compile.bench_compile()
     assert rows.groupby("pass")["way"].agg(list).to_dict() == {
         "forward": ["eager", "frozen", "compiled"], "training step": ["eager", "frozen", "compiled"]
     }  # fmt: skip
     assert rows["compile_s"].notna().tolist() == [False, False, True] * 2
+    assert rows["against"].fillna("").tolist() == ["", "eager", "eager"] * 2
+    assert rows["verdict"].notna().tolist() == [False, True, True] * 2
     assert set(rows["map"]) == {"16x16"}
 
 
@@ -310,3 +318,9 @@ def test_small_layers_are_summed_up():
 def test_bad_requests_are_named(what, device, message, tmp_path):
     with pytest.raises(HAELabError, match=message):
         benchmarks.bench(what, tmp_path, device)
+
+
+def test_no_row_is_measured_with_other_kernels_than_it_names(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAE_LAB_NATIVE", "1")
+    with pytest.raises(HAELabError, match="unset HAE_LAB_NATIVE"):
+        benchmarks.bench("masks", tmp_path)

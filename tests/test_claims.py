@@ -6,7 +6,7 @@ import pytest
 
 from hae_lab import HAELabError, build
 from hae_lab.audit import clone, verdicts
-from hae_lab.audit.bench_attention import FLEX
+from hae_lab.audit.bench_attention import FLEX, NATIVE
 from hae_lab.audit.claims import ledger
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured
@@ -306,6 +306,17 @@ def test_a_kernel_for_a_mask_is_set_beside_the_rule_of_that_mask():
     rows = pd.concat([rows, flex], ignore_index=True)
     assert "FlexAttention, document_shared" in saved_times(rows, "document_shared")
     assert "FlexAttention, document_shared" not in saved_times(rows, "document")
+
+
+def test_a_native_kernel_is_a_second_way_of_its_rule_and_no_opponent():
+    rows = read_table("bench_attention_cpu").query("part == 'layer' and `pass` == 'forward' and n == 4416")
+    dense = rows.loc[rows["way"] == "dense", "ms_median"].item()
+    natively = rows.iloc[:1].assign(way="document, native", ms_median=dense / 4)
+    rows = pd.concat([rows[~rows["way"].isin(NATIVE)], natively], ignore_index=True)
+    assert not set(saved_times(rows)) & set(NATIVE)
+    assert saved_times(rows, "document, native")["dense SDPA, local queries"] == (
+        "75.0 % (4.0 times as fast)", "does not hold"
+    )  # fmt: skip
 
 
 def test_an_order_of_times_names_what_was_not_measured():

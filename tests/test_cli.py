@@ -10,7 +10,7 @@ from hae_lab import HAELabError
 from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
 
-COMMANDS = ("reproduce", "train", "study", "show", "profile", "notebooks", "site", "bench")
+COMMANDS = ("reproduce", "audit", "train", "sample", "study", "show", "profile", "notebooks", "site", "report", "bench")
 HELP = f"""
 import sys
 from contextlib import suppress

@@ -54,6 +54,10 @@ def attention_macs(queries, keys, channels):
     return 2 * (queries + keys) * channels**2 + 2 * queries * keys * channels
 
 
+def verdict_of(computed, claimed):
+    return ("holds", "nearly holds", "does not hold")[sum(abs(computed - claimed) > bound for bound in (1, 5))]
+
+
 def library_holm(p_values):
     return multipletests(p_values, method="holm")[1]
 
@@ -82,6 +86,7 @@ RIGHT = {
     exercises.check_attention_macs: attention_macs,
     exercises.check_holm: library_holm,
     exercises.check_on_front: on_front,
+    exercises.check_verdict_of: verdict_of,
 }
 
 WRONG = {
@@ -143,6 +148,11 @@ WRONG = {
         "costs (2.0, 2.0), losses (1.0, 1.0): [True, True] would be right",
     ),
     "less than one": (exercises.check_mlp_params, lambda C, r: 2 * C * int(C * r) + int(C * r) + C, "C = 6, r = 0.1"),
+    "one side": (
+        exercises.check_verdict_of,
+        lambda computed, claimed: verdict_of(max(computed, claimed), claimed),
+        "65 % computed, 70 % claimed: nearly holds would be right, got holds",
+    ),
 }
 
 

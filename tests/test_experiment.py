@@ -73,8 +73,9 @@ def test_data_by_function(monkeypatch, tmp_path):
     assert len(held_out) == 6
     numbers = run(changed(data="my_images:pair"))
     assert math.isfinite(numbers["loss"])
-    with pytest.raises(AttributeError, match="no_such_thing"):  # the function's own error is not ours to rename
+    with pytest.raises(HAELabError, match=r"broken gives no data at size 8: AttributeError: .*no_such_thing") as error:
         load_data("my_images:broken", SIZE)
+    assert isinstance(error.value.__cause__, AttributeError)  # whoever wrote it finds the line
     sys.modules.pop("my_images")
 
 

@@ -167,9 +167,7 @@ def test_a_claim_in_words_has_quote_verdicts_evidence_and_what_judges(rows):
         for path in (f"notebooks/{row.notebook}.ipynb", f"data/{row.table}.csv", f"tests/{row.test}"):
             assert path in text
     assert known["original"].iloc[0] in text
-    assert text.endswith(
-        "judged by hae_lab/audit/claims/compute.py:1 paper_90, in 0.2 s; data/claims.csv says the same"
-    )
+    assert text.endswith("judged by compute.py:1 paper_90, in 0.2 s; data/claims.csv says the same")
     other = known.assign(verdict="holds")
     assert told.claim(known, "", 0, other).endswith("data/claims.csv says something else")
 

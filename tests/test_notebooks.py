@@ -68,7 +68,7 @@ def test_no_errors_and_no_warnings_in_outputs(path):
 
 @EACH
 def test_small(path):
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 512 * 1024
 
 
 @EACH
@@ -215,14 +215,18 @@ def test_normalise_joins_what_was_printed_in_pieces():
 
 
 @EACH
-def test_blank_keeps_text_stubs_and_checks_and_drops_outputs_answers_and_solutions(path):
+def test_blank_keeps_text_stubs_and_checks_and_drops_outputs_and_solutions_and_asks_for_answers(path):
     notebook = notebooks.read(path)
     blank = notebooks.blank(notebook)
     assert all(not cell.get("outputs") for cell in blank.cells)
     dropped = [cell for cell in notebook.cells if cell.id not in {kept.id for kept in blank.cells}]
-    assert dropped
-    assert all(tags(cell) & {"solution", "answer"} for cell in dropped)
-    assert not any(tags(cell) & {"solution", "answer"} for cell in blank.cells)
+    assert [cell.id for cell in dropped] == [cell.id for cell in notebook.cells if "solution" in tags(cell)]
+    answers = {cell.id: cell.source for cell in notebook.cells if "answer" in tags(cell)}
+    for cell in blank.cells:
+        empty = cell.cell_type == "markdown" and cell.source == "**Your answer:** "
+        assert empty == (cell.id in answers)
+    assert not any(answer in nbformat.writes(blank) for answer in answers.values())
+    nbformat.validate(blank)
 
 
 def runs_to(notebook: NotebookNode, folder: Path) -> NotebookNode:

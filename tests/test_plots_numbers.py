@@ -288,6 +288,17 @@ def test_speed_ups_stand_at_their_sizes_between_their_quartiles():
     assert {"document's layer", "SDPA with the mask, all queries", "FlexAttention, window2d", "dense SDPA"} <= legend
 
 
+def test_a_second_way_of_a_rule_is_dashed_in_its_colour_and_no_baseline():
+    rows = plot_rows.attention(("document", "document_shared", "dense"))
+    rows = rows[rows["way"].isin(["document", "document_shared", "dense"])]
+    fast = rows[rows["way"] == "document"].assign(way="document, native", ms_q1=1.0, ms_median=1.0, ms_q3=1.0)
+    rows = pd.concat([rows.assign(mask_rule=rows["way"]), fast.assign(mask_rule="document")])
+    figure = plots.attention_speed_up(rows)
+    (line, *_) = next(bars for bars in figure.axes[0].containers if bars.get_label() == "document, native")
+    assert (to_hex(line.get_color()), line.get_linestyle()) == (to_hex(RULE_COLOURS["document"]), "--")
+    assert "the strongest baseline" in title_of(figure)
+
+
 def test_variants_together_draws_every_cost_its_quartiles_and_its_claim():
     rows = plot_rows.variants_together()
     figure = plots.variants_together(rows)

@@ -31,7 +31,7 @@ def test_environment_lists_the_same_names_and_bounds():
     *lines, pip = environment["dependencies"]
     conda = bounds(lines)
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    assert pip == {"pip": ["-e .[cluster,parquet,mri]"]}
+    assert pip == {"pip": ["-e .[cluster,parquet,mri,zh]"]}
     assert conda.pop("pip") == SpecifierSet()
     python = conda.pop("python")
     assert any(spec.operator == ">=" and spec.version == "3.11" for spec in python)
@@ -58,13 +58,20 @@ def test_citation_names_the_audited_works_and_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     cited = {(work["authors"][0]["family-names"], work["year"]) for work in citation["references"]}
     assert cited == {("Lu", 2024), ("Che", 2025), ("Dhariwal", 2021)}
+    article = next(work for work in citation["references"] if work["type"] == "article")
+    assert article["end"] - article["start"] + 1 == 13  # pages, by the authors' university's record
     assert citation["version"] == hae_lab.__version__ == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"] == "MIT"
 
 
-def test_readme_blocks_are_up_to_date(tmp_path):
-    text = (ROOT / "README.md").read_text()
-    copy = tmp_path / "README.md"
+FRONT = ("README.md", "README.zh-CN.md")
+EACH_FRONT = pytest.mark.parametrize("page", FRONT)
+
+
+@EACH_FRONT
+def test_readme_blocks_are_up_to_date(page, tmp_path):
+    text = (ROOT / page).read_text()
+    copy = tmp_path / page
     copy.write_text(text)
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     (tmp_path / "data").symlink_to(ROOT / "data")
@@ -72,6 +79,38 @@ def test_readme_blocks_are_up_to_date(tmp_path):
     for_class = (ROOT / "notebooks" / "README.md").read_text()
     assert f"{readme.costs(ROOT / 'notebooks')}\n<!-- end -->" in for_class, "run `python -m hae_lab reproduce`"
     assert set(re.findall(r"<!-- generated: (\w+) -->", text + for_class)) == set(readme.BLOCKS)
+    assert page in readme.PAGES
+
+
+def test_both_front_pages_say_the_same():
+    english, chinese = ((ROOT / page).read_text() for page in FRONT)
+    parts = {
+        "blocks": r"<!-- generated: (\w+) -->",
+        "headings": r"^(##?) ",
+        "links": r"\]\(([^)]+)\)",
+        "works": r"doi ([\w./]+\w)",
+        "commands": r"```bash\n(.*?)```",
+        "code": r"^(\w[\w. ,]* = [^#\n]+|import .*)",
+    }
+    for what, pattern in parts.items():
+        flags = re.MULTILINE | (re.DOTALL if what == "commands" else 0)
+        found = [re.findall(pattern, text, flags) for text in (english, chinese)]
+        assert found[0], what
+        assert [each for each in found[0] if each not in FRONT] == [each for each in found[1] if each not in FRONT], (
+            what
+        )
+
+
+def test_numbers_of_the_chinese_blocks_are_those_of_the_english():
+    for block in ("finding", "variants", "presets", "advice"):
+        english, chinese = (numbers_of(page, block) for page in FRONT)
+        assert english == chinese or block == "advice", block
+        assert chinese <= english
+
+
+def numbers_of(page: str, block: str) -> set[str]:
+    text = re.search(rf"generated: {block} -->(.*?)<!-- end", (ROOT / page).read_text(), re.DOTALL)[1]
+    return set(re.findall(r"\d[\d,.]*\d|\d", text))
 
 
 def test_the_plans_for_the_class_fill_their_time_and_name_what_is_there():
@@ -85,8 +124,9 @@ def test_the_plans_for_the_class_fill_their_time_and_name_what_is_there():
         assert (ROOT / "notebooks" / notebook).exists(), notebook
 
 
-def test_every_number_of_the_readme_table_is_in_data():
-    text = (ROOT / "README.md").read_text()
+@EACH_FRONT
+def test_every_number_of_the_readme_table_is_in_data(page):
+    text = re.search(r"generated: variants -->(.*?)<!-- end", (ROOT / page).read_text(), re.DOTALL)[1]
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE))
     table = pd.read_csv(ROOT / "data" / "parameter_table.csv").query("scope == 'whole model'")
     published = pd.read_csv(ROOT / "data" / "published_counts.csv").set_index("variant")
@@ -99,8 +139,9 @@ def test_every_number_of_the_readme_table_is_in_data():
             assert f"{published.loc[variant, 'our_params']:,}" in cells
 
 
-def test_readme_prose_types_no_result():
-    text = (ROOT / "README.md").read_text()
+@EACH_FRONT
+def test_readme_prose_types_no_result(page):
+    text = (ROOT / page).read_text()
     prose = readme.PATTERN.sub("", text)
     allowed = {"100 %", "70 %", "40 %"}  # the claim itself
     numbers = re.findall(r"\d[\d.,]*\s?(?:%|M\b|million|x\b|ms\b)", prose)
@@ -109,17 +150,26 @@ def test_readme_prose_types_no_result():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "hae_lab/README.md", "data/README.md", "notebooks/README.md"],
+    [
+        *FRONT,
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "hae_lab/README.md",
+        "data/README.md",
+        "notebooks/README.md",
+        "docs/your_own.md",
+    ],
 )
 def test_links_lead_somewhere(page):
     path = ROOT / page
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text())
-    assert targets or page in ("hae_lab/README.md", "data/README.md")
+    assert targets or page in ("hae_lab/README.md", "data/README.md", "docs/your_own.md")
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
-def test_the_front_page_leads_to_the_others():
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+@EACH_FRONT
+def test_the_front_page_leads_to_the_others(page):
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     pages = {"CONTRIBUTING.md", "CHANGELOG.md", "hae_lab/README.md", "data/README.md", "notebooks/README.md"}
     assert pages | {"CITATION.cff"} <= set(targets)
 
@@ -128,7 +178,7 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("source", python_blocks("README.md"))
+@pytest.mark.parametrize("source", [source for page in FRONT for source in python_blocks(page)])
 def test_every_name_that_the_readme_imports_or_calls_exists(source):
     found: dict[str, object] = {}
     for node in ast.walk(ast.parse(source)):
@@ -210,5 +260,16 @@ def test_the_gate_asks_for_tables_figures_and_types_in_its_order():
         'python -m pip install -e ".[test]" && python -m pytest',
     ],
 )
-def test_readme_holds_the_two_commands_word_for_word(command):
-    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
+@EACH_FRONT
+def test_readme_holds_the_two_commands_word_for_word(page, command):
+    assert f"\n{command}\n" in (ROOT / page).read_text()
+
+
+def test_the_first_screen_of_the_readme_is_the_finding_the_picture_and_the_commands():
+    first = (ROOT / "README.md").read_text().split("\n## ")[0]
+    places = [
+        first.find(part) for part in ("generated: finding", "figures/claims_overview.png", "ci: reproduce", "ci: test")
+    ]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert first.count("\n") < 30

@@ -283,3 +283,10 @@ def search(page, folder: Path, word: str) -> None:
     page.locator("#search-results li a").first.wait_for(timeout=10_000)
     target = page.locator("#search-results li a").first.get_attribute("href")
     assert word in (folder / target.split("#")[0].split("?")[0]).read_text()
+
+
+def test_pictures_of_the_first_page_say_where_they_are_from():
+    text = "![one](figures/feasibility.png)\n\n![two](figures/explorer.png)\n"
+    lines = site.with_sources(text).splitlines()
+    assert lines[1].startswith("<small>data/feasibility.csv · plots.parameters.feasibility")
+    assert lines[0::2] == [text.splitlines()[0], text.splitlines()[2]]

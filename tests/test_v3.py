@@ -104,7 +104,9 @@ def test_v3_is_small_and_faster_than_v2():
 def runs_of(name: str, data: str, equal: str) -> pd.DataFrame:
     """The runs of a model, by seed, out of the committed studies."""
     label = name if name == "hae" or equal == "steps" else name + AT_TIME
-    rows = pd.concat([read_table(f"study_{study}") for study in v3_tables.STUDIES[data]]).drop_duplicates(["cell", "seed"])
+    rows = pd.concat([read_table(f"study_{study}") for study in v3_tables.STUDIES[data]]).drop_duplicates(
+        ["cell", "seed"]
+    )
     seeds = read_table(f"study_{v3_tables.STUDIES[data][1]}")["seed"].unique()
     rows = rows[(rows["cell"] == label) & rows["seed"].isin(seeds)]
     return rows.set_index("seed").sort_index()

@@ -1,9 +1,11 @@
 """The wheel, installed elsewhere: what is below the audit works in an empty folder, the rest says it needs a clone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -175,3 +177,43 @@ def test_in_a_clone_the_wheel_reproduces(python, tmp_path):
     assert str(tmp_path / "data") in printed(python("-m", "hae_lab", *arguments, cwd=CLONE))
     for name in names:
         assert (tmp_path / "data" / f"{name}.csv").read_bytes() == (CLONE / "data" / f"{name}.csv").read_bytes()
+
+
+# with few libraries
+
+LIGHT = {"torch", "numpy", "pandas", "safetensors", "tqdm"}
+OTHERS = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names} else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+def test_models_and_profilers_need_five_of_the_libraries(python):
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} - LIGHT
+    modules = {{"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name) for name in names}
+    assert {"matplotlib", "diffusers", "scipy", "jupyterlab", "accelerate"} <= modules
+    code = (
+        OTHERS.format(names=modules)
+        + """
+import hae_lab
+from hae_lab.masks import TokenGrid
+from hae_lab.profilers import compute, parameters, visibility
+config = hae_lab.config("v2", "tiny")
+model = hae_lab.build(config)
+loaded = hae_lab.load_checkpoint(hae_lab.save_checkpoint(model, "model.safetensors"))
+print(sum(each.numel() for each in loaded.parameters()), parameters(config)["params"].sum())
+print(len(compute(config)), len(visibility(TokenGrid(8, 8), "document")), len(hae_lab.profile(config).text(2)))
+"""
+    )
+    counted, summed, *lengths = printed(python("-c", code)).split()
+    assert counted == summed
+    assert all(int(length) > 0 for length in lengths)

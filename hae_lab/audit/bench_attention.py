@@ -1,4 +1,4 @@
-"""What `hae-lab bench attention` measures: our rules, the document's layer, fused attention, FlexAttention."""
+"""What `hae-lab bench attention` measures: our rules, the document's layer, fused attention, compiled kernels."""
 
 import shutil
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from hae_lab import rules
 from hae_lab.audit.baselines import multihead_attention
 from hae_lab.checks import require_name
 from hae_lab.masks import TokenGrid
-from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, pairs_run
+from hae_lab.models.attention import KERNELS, SparseMultiheadAttention, kernel_name, pairs_run
 from hae_lab.models.flex import mask_mod
 from hae_lab.models.kernels import merge_heads, split_heads
+from hae_lab.models.native import COMPILERS as NATIVE_COMPILERS
 from hae_lab.profilers.paired import FEWEST, compare
 from hae_lab.profilers.timing import interleaved, peak_bytes, rounds, summary
 from hae_lab.rules import mask_for
@@ -25,6 +26,7 @@ LAYER, CORE = "layer", "core"  # parts of attention: with its projections, and s
 DOCUMENT_LAYER, SDPA, SHARED, DENSE = "document's layer", "SDPA with the mask, all queries", "document_shared", "dense"
 LAYERS = (DOCUMENT_LAYER, SDPA, *rules.RULES)
 FLEX = {f"FlexAttention, {rule}": rule for rule in (SHARED, "window2d")}
+NATIVE = {f"{rule}, native": rule for rule in ("document", SHARED)}
 COMPILERS = ("g++", "clang++", "cl")
 
 
@@ -37,7 +39,7 @@ def bench_attention(device: str = "cpu", sides: tuple[int, ...] = (16, 32, 64), 
     frames = []
     for side in sides:
         for direction in ("forward", "forward + backward"):
-            ways = [*LAYERS, *flex_ways(direction, device)] if side == max(sides) else [*LAYERS]
+            ways = [*LAYERS, *native_ways(device), *(flex_ways(direction, device) if side == max(sides) else ())]
             cases = {way: layer_case(way, side, direction, device) for way in ways}
             ms = rounds(cases, repeats=repeats, device=device)
             rows = on_map(summary(ms, device=device), side)
@@ -50,6 +52,7 @@ def bench_attention(device: str = "cpu", sides: tuple[int, ...] = (16, 32, 64), 
     rows = on_map(interleaved(cases, repeats=3, device=device), 128)
     frames.append(_with_peaks(rows, 128, "forward", device))
     rows = pd.concat(frames, ignore_index=True).assign(channels=CHANNELS, heads=HEADS)
+    rows["mask_rule"] = rows["way"].map({rule: rule for rule in rules.RULES} | NATIVE)
     return rows.astype({"peak_bytes": "Int64"}) if "peak_bytes" in rows else rows
 
 
@@ -58,6 +61,11 @@ def flex_ways(direction: str, device: str) -> tuple[str, ...]:
     if device == "cpu" and (direction != "forward" or not any(map(shutil.which, COMPILERS))):
         return ()
     return tuple(FLEX)
+
+
+def native_ways(device: str) -> tuple[str, ...]:
+    """Our kernel in C++, on a CPU with a compiler that makes it."""
+    return tuple(NATIVE) if device == "cpu" and any(map(shutil.which, NATIVE_COMPILERS)) else ()
 
 
 def _with_peaks(rows: pd.DataFrame, side: int, direction: str, device: str) -> pd.DataFrame:
@@ -94,7 +102,10 @@ def speed_up(rows: pd.DataFrame, by: str | list[str], *baselines: str) -> pd.Ser
 
 
 def layer_case(name: str, side: int, direction: str = "forward", device: str = "cpu") -> Callable[[], object]:
-    """One pass of an attention layer over a square map: the document's, masked SDPA, FlexAttention, or ours."""
+    """One pass of an attention layer over a square map: the document's, masked SDPA, FlexAttention, or ours.
+
+    Rules run torch's kernels, whatever the environment asks for; ways in `NATIVE` run the one in C++.
+    """
     grid = TokenGrid(side, side)
     tokens = torch.randn(1, grid.n, CHANNELS, generator=torch.Generator().manual_seed(0)).to(device)
     layer = SparseMultiheadAttention(CHANNELS, HEADS).to(device)
@@ -106,7 +117,9 @@ def layer_case(name: str, side: int, direction: str = "forward", device: str = "
     elif name in FLEX:
         run = partial(_flex_layer, layer, tokens, grid.n_local, flex_core(FLEX[name], grid, device))
     else:
-        run = partial(layer, tokens, mask_for(name, grid))
+        mask = mask_for(NATIVE.get(name, name), grid)
+        layer.kernel = "native" if name in NATIVE else kernel_name(mask, HEADS)
+        run = partial(layer, tokens, mask)
     return _in_direction(run, direction, tokens)
 
 

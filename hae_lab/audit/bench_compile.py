@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hae_lab.models import build, freeze
 from hae_lab.presets import config
+from hae_lab.profilers.paired import FEWEST, compare
 from hae_lab.profilers.timing import predict, rounds, speed_ups, step_inputs, summary
 
 VARIANT, PRESET = "v2", "lesson32"
@@ -17,11 +18,12 @@ EAGER, FROZEN, COMPILED = "eager", "frozen", "compiled"
 BATCHES = {"forward": 1, "training step": 32}  # of a sampler that makes one image, and of `Recipe`
 
 
-def bench_compile(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
+def bench_compile(device: str = "cpu", repeats: int = FEWEST) -> pd.DataFrame:
     """V2 of `lesson32` eager, frozen, and frozen and compiled: a forward pass of one image, and a training step.
 
     `speed_up` is the median over the rounds of eager's time over this one's in the same round, between its quartiles;
-    `compile_s` is the CPU time of the first call, which compiles, with empty caches.
+    the verdict compares the two in the same rounds. `compile_s` is the CPU time of the first call, which compiles,
+    with empty caches.
     """
     frames = []
     for direction, batch in BATCHES.items():
@@ -35,10 +37,10 @@ def bench_compile(device: str = "cpu", repeats: int = 7) -> pd.DataFrame:
 
 
 def in_rounds(cases: Mapping[str, Callable[[], object]], baseline: str, repeats: int, device: str) -> pd.DataFrame:
-    """A row a way: medians and quartiles of its time, and of the baseline's over it, paired round by round."""
+    """A row a way: medians and quartiles of its time, and how it compares with the baseline, round by round."""
     ms = rounds(cases, repeats=repeats, device=device)
-    rows = summary(ms, device=device).rename(columns={"case": "way"})
-    return rows.assign(**speed_ups(ms, baseline, "speed_up"))
+    rows = summary(ms, device=device).rename(columns={"case": "way"}).assign(**speed_ups(ms, baseline, "speed_up"))
+    return rows.join(compare(ms, {way: baseline for way in cases if way != baseline}), on="way")
 
 
 def _cases(direction: str, batch: int, device: str) -> tuple[dict[str, Callable[[], object]], float]:

@@ -4,6 +4,7 @@ A row is what one way takes; `speed_up` is the time of the baseline's way over i
 variant.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, the_documents_way
 from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed_up
+from hae_lab.audit.bench_compile import bench_compile
 from hae_lab.audit.bench_layers import bench_layers
 from hae_lab.audit.bench_v3 import bench_v3
-from hae_lab.checks import require_name
+from hae_lab.checks import require, require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
 from hae_lab.masks import TokenGrid
 from hae_lab.models import build
+from hae_lab.models.native import ASKED as NATIVE_ASKED
 from hae_lab.presets import CONTROL, VARIANTS, config
 from hae_lab.profilers.paired import FEWEST, compare
 from hae_lab.profilers.timing import check_device, environment, interleaved, predict, rounds, step_inputs, summary
@@ -124,17 +127,21 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "training": bench_training,
     "layers": bench_layers,
     "v3": bench_v3,
+    "compile": bench_compile,
 }
 
 
 def bench(what: str, folder: str | Path = "data", device: str = "cpu") -> tuple[Path, pd.DataFrame]:
     """Measure and keep the rows in `folder`/bench_<what>_<device>.csv; return the path and the new rows.
 
-    Rows of other computers stay as they are. Raises `HAELabError` for an unknown benchmark or a device that is not
-    there, before anything is measured, and for a file there that is not such a table.
+    Rows of other computers stay as they are. Raises `HAELabError` for an unknown benchmark, a device that is not there
+    or kernels that the environment exchanges, before anything is measured, and for a file that is not such a table.
     """
     require_name("benchmark", what, BENCHMARKS)
     check_device(device)
+    require(
+        os.environ.get(NATIVE_ASKED) != "1", f"rows name what ran: unset {NATIVE_ASKED}, `native` has rows of its own"
+    )
     path = Path(folder) / f"bench_{what}_{device}.csv"
     kept = tables.read(path) if path.exists() else pd.DataFrame(columns=["device_name"])
     rows = BENCHMARKS[what](device).assign(**environment(device))

@@ -23,7 +23,8 @@ from hae_lab.rules import RULES
 
 def step_rows(variant: str, preset: str, mask_rule: str) -> pd.DataFrame:
     """`profilers.compute` of a variant on a preset, from a cache: do not change it."""
-    return _step_rows(config(variant, preset, mask_rule=mask_rule))
+    rule = {"mask_rule": mask_rule} if VARIANTS[variant].has_blocks else {}  # without blocks all rules are one
+    return _step_rows(config(variant, preset, **rule))
 
 
 @lru_cache(maxsize=128)  # by config: a variant may be registered anew under its name

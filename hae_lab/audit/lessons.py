@@ -9,7 +9,7 @@ from hae_lab.audit import clone
 from hae_lab.checks import require, require_name
 from hae_lab.diffusion.experiment import Experiment, run
 from hae_lab.diffusion.training import WEIGHTS, Recipe
-from hae_lab.models import HAEUNet, load_checkpoint, save_checkpoint
+from hae_lab.models import HAEUNet, checkpoint_notes, load_checkpoint, save_checkpoint
 from hae_lab.presets import DOCUMENT, config
 from hae_lab.study.cost import estimated_seconds
 from hae_lab.study.task import one_thread
@@ -55,7 +55,7 @@ def train_lessons(folder: Path, out: Path, workers: int = 2) -> pd.DataFrame:
         curves = list(pool.map(_train, LESSON_VARIANTS, [folder / variant for variant in LESSON_VARIANTS]))
     for variant in LESSON_VARIANTS:
         model = load_checkpoint(folder / variant / WEIGHTS, lesson(variant).config)
-        save_checkpoint(model.half(), checkpoint(out, variant))
+        save_checkpoint(model.half(), checkpoint(out, variant), checkpoint_notes(folder / variant / WEIGHTS))
     return pd.DataFrame([row for rows in curves for row in rows])
 
 

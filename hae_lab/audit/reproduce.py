@@ -17,7 +17,7 @@ from hae_lab.audit.clone import read_table
 from hae_lab.audit.registry import SLOW_TABLES, TABLES, FigureSource, figures, names
 from hae_lab.checks import HAELabError, require_name
 from hae_lab.files import atomic_path
-from hae_lab.presets import VARIANTS
+from hae_lab.presets import PRESETS, VARIANTS
 
 
 def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = False) -> list[Path]:
@@ -60,14 +60,19 @@ def print_figures(
     width: float | None = None,
     formats: Sequence[str] = ("pdf",),
     progress: bool = False,
+    *,
+    variants: Iterable[str] = (),
+    presets: Iterable[str] = (),
 ) -> tuple[list[Path], list[str]]:
-    """Draw figures of the committed tables in a style into `out`; return the paths, and what did not fit the width.
+    """Draw figures of the committed tables in a style into `out`; return the paths, and what was left out, and why.
 
-    `only` names figures; none means all. Without a `width` a figure for paper fills one column, or two where it must;
-    with one, a figure that needs more is named instead of drawn. Two runs write the same bytes on one computer.
-    Raises `HAELabError` for unknown names and formats before anything is written, and `plots.TooNarrow` for a figure
-    of `only` that needs more than the width.
+    `only` names figures; none means all. Without a `width` a figure for paper fills one column, or two where it must.
+    `variants` and `presets` leave the rows of others out. A figure that needs more width, or more rows, is named
+    instead of drawn. Two runs write the same bytes on one computer.
+    Raises `HAELabError` for unknown names and formats before anything is written, and for a figure of `only` that
+    cannot be drawn so.
     """
+    rows = subset(variants, presets)
     sources, chosen = figures(), list(dict.fromkeys(only))
     for name in chosen:
         require_name("figure", name, sources)
@@ -76,8 +81,8 @@ def print_figures(
     written, left_out = [], []
     for name in tqdm(chosen or list(sources), disable=not progress, unit="figure"):
         try:
-            figure = _draw_in(style, width, sources[name])
-        except plots.TooNarrow as error:
+            figure = _draw_in(style, width, sources[name], rows)
+        except HAELabError as error:
             if chosen:
                 raise
             left_out.append(f"{name}: {error}")
@@ -86,16 +91,42 @@ def print_figures(
     return written, left_out
 
 
-def _draw_in(style: str, width: float | None, source: FigureSource) -> plots.Chart:
+def subset(variants: Iterable[str] = (), presets: Iterable[str] = ()) -> Callable[[str], pd.DataFrame]:
+    """A reader of the committed tables that leaves out the rows of other variants and presets; none means all.
+
+    A row that belongs to no variant, as a cell of a study of its own, stays.
+    Raises `HAELabError` for a name that is no variant, and no preset.
+    """
+    variants, presets = list(variants), list(presets)
+    for name in variants:
+        require_name("variant", name, VARIANTS)
+    for name in presets:
+        require_name("preset", name, PRESETS)
+    left_out = {name for name in VARIANTS if variants and name not in variants}
+    other = {name for name in PRESETS if presets and name not in presets}
+
+    def rows(name: str) -> pd.DataFrame:
+        table = read_table(name)
+        for columns, gone in ((("variant", "cell", "first", "second"), left_out), (("preset",), other)):
+            for column in table.columns.intersection(columns):
+                table = table[~table[column].isin(gone)]
+        return table
+
+    return rows
+
+
+def _draw_in(
+    style: str, width: float | None, source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table
+) -> plots.Chart:
     """A figure at a width; without one, in one column of a paper, or in two where it does not fit one."""
     try:
         with plots.style(style, width):
-            return draw(source)
+            return draw(source, rows)
     except plots.TooNarrow:
         if width is not None:
             raise
         with plots.style(style, plots.TWO_COLUMNS):
-            return draw(source)
+            return draw(source, rows)
 
 
 def draw(source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table) -> plots.Chart:

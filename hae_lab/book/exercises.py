@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hae_lab.audit.verdicts import FAILS, HOLDS, NEARLY
 from hae_lab.checks import require
 from hae_lab.masks import TokenGrid
 from hae_lab.models.hybrid import HybridBlock
@@ -176,6 +177,22 @@ def check_holm(function: Callable[[Sequence[float]], Sequence[float]]) -> str:
     for p_values in ((0.01, 0.04, 0.03), (0.5,), (0.02, 0.02, 0.9, 0.001), (0.04, 0.2, 0.6)):
         _close(f"p = {p_values}", torch.as_tensor(function(p_values)), torch.tensor(_holm(p_values)))
     return "right: in the order given, never falling, never above 1"
+
+
+def check_verdict_of(function: Callable[[float, float], str]) -> str:
+    """`function(computed_percent, claimed_percent)`: "holds", "nearly holds" or "does not hold"."""
+    for computed, right in (
+        (70, HOLDS),
+        (71, HOLDS),
+        (69, HOLDS),
+        (71.5, NEARLY),
+        (65, NEARLY),
+        (75.25, FAILS),
+        (0, FAILS),
+    ):
+        _same(f"{computed} % computed, 70 % claimed", function(computed, 70), right)
+    _same("71 % computed, 40 % claimed", function(71, 40), FAILS)
+    return "right on both sides of what is claimed, and at both bounds"
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

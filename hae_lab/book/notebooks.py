@@ -11,13 +11,15 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from hae_lab.book.captions import with_captions
 from hae_lab.book.slides import slide_type
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags", "jupyter")
-NOT_FOR_CLASS = {"solution", "answer"}  # tags of cells that a copy for class leaves out
+ANSWER, SOLUTION = "answer", "solution"  # tags of cells that a copy for class has not
+YOURS = "**Your answer:** "
 TIMEOUT_SECONDS = 300  # for one cell
 
 
@@ -68,6 +70,7 @@ def refresh(path: Path) -> None:
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """A copy in normal form: outputs without time stamps, progress bars, widget views and memory addresses.
 
+    Below each picture and table stands a small line that says where it is from (`captions`).
     Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs. Where
     `metadata.hae_lab.slides` says that the notebook is a talk, each cell has its place in it.
     """
@@ -83,6 +86,7 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             cell.outputs = list(_normal_outputs(cell))
         if is_talk:
             cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
+    with_captions(notebook)
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL),
@@ -105,13 +109,17 @@ def is_fresh(notebook: NotebookNode) -> bool:
 
 
 def blank(notebook: NotebookNode) -> NotebookNode:
-    """A copy for class: no outputs, answers and solutions; the functions to complete and their checks stay.
+    """A copy for class: no outputs and solutions; the functions to complete and their checks stay.
 
-    It runs to its first check.
+    In the place of each answer is a cell to write one's own into. It runs to its first check.
     """
     notebook = nbformat.from_dict(notebook)
-    notebook.cells = [cell for cell in notebook.cells if not NOT_FOR_CLASS & set(cell.metadata.get("tags", []))]
+    notebook.cells = [cell for cell in notebook.cells if SOLUTION not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
+        if ANSWER in cell.metadata.get("tags", []):
+            cell.update(cell_type="markdown", source=YOURS)
+            for name in ("outputs", "execution_count"):
+                cell.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook

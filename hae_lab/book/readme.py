@@ -1,6 +1,7 @@
-"""The generated blocks of README.md and notebooks/README.md: every number comes from the same functions as data/.
+"""The generated blocks of the READMEs: every number comes from the same functions as data/.
 
-A block stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. A page whose name ends in `.zh-CN.md` has them in
+Chinese, by the catalogue of the figures.
 """
 
 import html
@@ -16,24 +17,26 @@ from hae_lab.audit import parameter_tables
 from hae_lab.audit.bench_attention import SHARED
 from hae_lab.audit.claims.base import TIME
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
-from hae_lab.book import notebooks
+from hae_lab.audit.seconds import FILE
+from hae_lab.book import notebooks, report
 from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
-from hae_lab.presets import SLOTS, VARIANTS, config, variant_title
+from hae_lab.plots.catalogue import current_language, language, say
+from hae_lab.presets import PRESETS, SLOTS, VARIANTS, config, variant_title
+from hae_lab.profilers.params import parameter_formulas
 
 PATTERN = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ("README.md", "README.zh-CN.md", "notebooks/README.md")  # those with such blocks
 PRESET = "brats128"
-HEADLINES = (  # the claims that the front page shows
-    "heterogeneous", "attention_90", "three_scales", "v2_efficiency", "bottleneck_75", "parameters", "quality_order",
-    "interchangeable", "paper_90",
-)  # fmt: skip
+HEADLINES = ("parameters", "attention_90", "v2_efficiency", "quality_order", "heterogeneous")  # on the front page
 
 
 def update(path: str | Path) -> bool:
     """Rewrite the generated blocks of a Markdown file in its folder; return whether anything changed."""
     path = Path(path)
     old = path.read_text(encoding="utf-8")
-    new = PATTERN.sub(lambda match: match[1] + _block(match[2], path.parent) + "\n" + match[3], old)
+    with language("zh" if path.name.endswith(".zh-CN.md") else "en"):
+        new = PATTERN.sub(lambda match: match[1] + _block(match[2], path.parent) + "\n" + match[3], old)
     if new != old:
         with atomic_path(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
@@ -46,8 +49,41 @@ def _block(name: str, folder: Path) -> str:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; words of the header that the catalogue has are in the language of now."""
+    header = [say(word) for word in header]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def finding(folder: Path) -> str:
+    """What the audit comes to, in the report's own words and numbers."""
+    return report.plain(report.texts()[current_language()]["finding"])
+
+
+def presets(folder: Path) -> str:
+    """The presets: images, width and size of a model, and how long everything takes to make."""
+    rows = []
+    for name, preset in PRESETS.items():
+        params = [f"{parameter_formulas(config(variant, name))['model']:,}" for variant in ("hae", "v2")]
+        size = f"{preset['image_size']} x {preset['image_size']} x {preset['in_channels']}"
+        rows.append([f"`{name}`", size, f"{preset['model_channels']}", *params])
+    header = ["preset", "images", "width", f"{say('parameters')}, HAE", f"{say('parameters')}, V2"]
+    return markdown_table(header, rows) + _seconds(folder)
+
+
+def _seconds(folder: Path) -> str:
+    """How long `reproduce` takes, if it was measured."""
+    path = folder / "data" / f"{FILE}.csv"
+    if not path.exists():
+        return ""
+    rows = tables.read(path)
+    minutes = max(1, round(rows["seconds"].sum() / 60))
+    line = say(
+        "`reproduce` makes {tables} tables and {figures} figures in about {minutes} minutes of CPU time ({device}).",
+        tables=(rows["output_kind"] == "table").sum(), figures=(rows["output_kind"] == "figure").sum(), minutes=minutes,
+        device=rows["device_name"].iloc[0],
+    )  # fmt: skip
+    return f"\n\n{line}"
 
 
 def escaped(title: str) -> str:
@@ -72,7 +108,7 @@ def variants(folder: Path) -> str:
             + [f"{published.loc[name, 'claim_percent']:.0f} %" if claimed else "-"]
             + [f"{published.loc[name, 'our_params']:,}" if claimed else "-"]
         )
-    header = ["variant", *(f"`{slot}`" for slot in SLOTS), f"parameters, `{PRESET}`"]
+    header = ["variant", *(f"`{slot}`" for slot in SLOTS), f"{say('parameters')}, `{PRESET}`"]
     header += ["of HAE, like for like (four presets)", "claimed", "published revision, rebuilt"]
     return markdown_table(header, rows) + _unmeasured(folder)
 
@@ -83,7 +119,8 @@ def _unmeasured(folder: Path) -> str:
     missing = [
         escaped(variant_title(name)) for name in VARIANTS if name not in times.index or times["value"].isna()[name]
     ]
-    return f"\n\nNot measured: {', '.join(missing)}; `hae-lab bench model` does." if missing else ""
+    line = say("Not measured: {missing}; `hae-lab bench model` does.", missing=", ".join(missing))
+    return f"\n\n{line}" if missing else ""
 
 
 def advice(folder: Path) -> str:
@@ -93,46 +130,53 @@ def advice(folder: Path) -> str:
     claims = tables.read(folder / "data" / "claims.csv")
     lite, v2 = percent.loc["lite"], percent.loc["v2"]
     rows = [
-        ["quality first (高质量生成)", variant_title("hae"), _quality(claims)],
+        [say("quality first (高质量生成)"), variant_title("hae"), _quality(claims)],
+        [say("balance (平衡应用)"), variant_title("lite"), _cost("lite", lite)],
         [
-            "balance (平衡应用)",
-            variant_title("lite"),
-            f"{lite['parameters']:.0f} % of HAE's parameters (not {CLAIM_PERCENT['lite']:.0f} %), "
-            f"{lite['MACs']:.0f} % of its MACs",
-        ],
-        [
-            "efficiency first (效率优先)",
+            say("efficiency first (效率优先)"),
             variant_title("v2"),
-            f"{v2['parameters']:.0f} % of HAE's parameters (not {CLAIM_PERCENT['v2']:.0f} %), "
-            f"{v2['MACs']:.0f} % of its MACs; whether it is the fastest: {_fastest(claims)}",
+            _cost("v2", v2) + say("; whether it is the fastest: {found}", found=_fastest(claims)),
         ],
         [
-            "start with V2, upgrade later (渐进式部署)",
-            "V2, then Lite or HAE",
-            "`hae_lab.transfer_weights` copies what two variants share and names what it could not",
+            say("start with V2, upgrade later (渐进式部署)"),
+            say("V2, then Lite or HAE"),
+            say("`hae_lab.transfer_weights` copies what two variants share and names what it could not"),
         ],
     ]
     return markdown_table(["if you want", "the document says", "what we found"], rows)
+
+
+def _cost(variant: str, percent: pd.Series) -> str:
+    return say(
+        "{params:.0f} % of HAE's parameters (not {claim:.0f} %), {macs:.0f} % of its MACs",
+        params=percent["parameters"], claim=CLAIM_PERCENT[variant], macs=percent["MACs"],
+    )  # fmt: skip
 
 
 def _fastest(claims: pd.DataFrame) -> str:
     """Whether V2's denoising step was the fastest, on each computer."""
     of_time = claims[(claims["id"] == "v2_efficiency") & (claims["kind"] == TIME) & (claims["way"] == SHARED)]
     found = [
-        f"{reading['verdict']} (one denoising step, {reading['device_name']}, {reading['clock']})"
+        say(
+            "{verdict} (one denoising step, {device}, {clock})",
+            verdict=say(reading["verdict"]),
+            device=reading["device_name"],
+            clock=say(reading["clock"]),
+        )
         for reading in of_time.to_dict("records")
     ]
-    return "; ".join(found) or "not measured"
+    return "; ".join(found) or say("not measured")
 
 
 def _quality(claims: pd.DataFrame) -> str:
     """Whether the promised order of quality was found, in one line."""
     readings = claims[claims["id"] == "quality_order"]
     (example,) = readings[readings["example"]].to_dict("records")
-    return (
-        f"whether it is the best: {example['verdict']} ({example['reading']}, {example['scope']}); of {len(readings)} "
-        f"readings, {_verdicts(readings)}"
-    )
+    return say(
+        "whether it is the best: {verdict} ({reading}, {scope}); of {count} readings, {verdicts}",
+        verdict=say(example["verdict"]), reading=example["reading"], scope=example["scope"], count=len(readings),
+        verdicts=_verdicts(readings),
+    )  # fmt: skip
 
 
 def claims(folder: Path) -> str:
@@ -142,20 +186,24 @@ def claims(folder: Path) -> str:
     for claim in HEADLINES:
         readings = ledger[ledger["id"] == claim]
         (example,) = readings[readings["example"]].to_dict("records")
-        says = f"{example['english']} ({_place(example)})"
-        shown = f"{example['reading']}, {example['scope']}: {example['computed']}"
-        rows.append([says, _verdicts(readings), shown])
-    return markdown_table(["the document says", "of the readings it", "for example"], rows)
+        if current_language() == "en":
+            shown = f"{example['reading']}, {example['scope']}: {example['computed']}"
+            rows.append([f"{example['english']} ({_place(example)})", _verdicts(readings), shown])
+        else:  # the document's own words; what was computed is told in English alone
+            rows.append([f"{example['original']} ({_place(example)})", _verdicts(readings)])
+    header = ["the document says", "of the readings it", "for example"]
+    return markdown_table(header[: len(rows[0])], rows)
 
 
 def _place(claim: Mapping[str, Any]) -> str:
     """Where a claim stands in the document; what others say is named by who says it."""
     places = str(claim["line"])
-    return f"line{'s' * (',' in places)} {places}" if places else str(claim["section"])
+    return say("lines {places}" if "," in places else "line {places}", places=places) if places else claim["section"]
 
 
 def _verdicts(readings: pd.DataFrame) -> str:
-    return ", ".join(f"{verdict} in {count}" for verdict, count in readings["verdict"].value_counts().items())
+    counts = readings["verdict"].value_counts().items()
+    return ", ".join(say("{verdict} in {count}", verdict=say(verdict), count=count) for verdict, count in counts)
 
 
 def notebook_list(folder: Path) -> str:
@@ -191,11 +239,13 @@ def _lessons(folder: str | Path) -> dict[str, str]:
     for path in notebooks.find(folder):
         first = notebooks.read(path).cells[0].source
         lesson = re.search(r"\*\*You will learn\*\* (.+?)\n\n", first, re.DOTALL)[1]
-        lessons[path.stem] = " ".join(lesson.split())
+        lessons[path.stem] = " ".join(lesson.split()) if say(path.stem) == path.stem else say(path.stem)
     return lessons
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "finding": finding,
+    "presets": presets,
     "variants": variants,
     "advice": advice,
     "notebooks": notebook_list,

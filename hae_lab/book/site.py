@@ -15,7 +15,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from hae_lab.book import api, notebooks
+from hae_lab.audit.registry import figures
+from hae_lab.book import api, notebooks, provenance
 from hae_lab.checks import HAELabError, require
 from hae_lab.explorer.page import page_html
 
@@ -63,6 +64,7 @@ CALLS_EXPLORER = re.compile(r"^explore\(|= explore\(", re.MULTILINE)
 EXPLORER_NOTE = "*Nothing runs on this page. [The mask explorer](../explorer.md) works here too, for two maps.*"
 MATHJAX_KEPT = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 MANIFEST = ".hae-lab-site"  # in every folder that `build_site` wrote: what it wrote, a file a line
+FIGURE = re.compile(r"^!\[[^\]]*\]\(figures/(\w+)\.png\)$", re.MULTILINE)
 LINK = re.compile(r"""(?:\]\(|src=")(?![a-z]+:|#)([^)"#\s]+)""")
 
 
@@ -125,7 +127,7 @@ def stage(paths: list[Path], source: Path) -> None:
     (source / "_static").mkdir()
     (source / "_static" / "tables.css").write_text(TABLES, encoding="utf-8")
     readme = project / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n"
+    text = with_sources(readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n")
     contents = _contents("Notebooks", [f"{folder.name}/{path.stem}" for path in paths])
     contents += _contents("Reference", ["explorer", "api/index"])
     (source / "index.md").write_text(f"{text}\n{contents}", encoding="utf-8")
@@ -142,6 +144,17 @@ def stage(paths: list[Path], source: Path) -> None:
         notebook.metadata.setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})  # colours
         notebook = with_explorer_links(with_hidden_solutions(notebook))
         notebooks.write(notebook, source / folder.name / path.name)
+
+
+def with_sources(text: str) -> str:
+    """Say below each picture of the registry, in a Markdown text, where it is from."""
+
+    def line(match: re.Match[str]) -> str:
+        return (
+            f"{match[0]}\n<small>{provenance.of_figure(match[1]).line()}</small>" if match[1] in figures() else match[0]
+        )
+
+    return FIGURE.sub(line, text)
 
 
 def _contents(caption: str, pages: list[str]) -> str:

@@ -205,7 +205,7 @@ def folder(
     _check_form(size, channels)
     path = Path(path)
     require(path.is_dir(), f"no such folder: {str(path)!r}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = pictures_below(path)
     require(bool(files), f"no picture below {str(path)!r}: looked for {' '.join(sorted(SUFFIXES))}")
     images: dict[str, Tensor] = {}
     broken: dict[str, str] = {}
@@ -224,6 +224,11 @@ def folder(
     kinds, classes = _classes(images) if labels else (None, ())
     stacked = torch.stack(list(images.values()))
     return ImageSet(images=stacked, labels=kinds, classes=classes, skipped=tuple(broken))
+
+
+def pictures_below(path: Path) -> list[Path]:
+    """The files below a folder that end like pictures, in the order of their paths."""
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _check_form(size: int | None, channels: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hae_lab.checks import require, require_name, require_number, require_seed, require_whole
+from hae_lab.diffusion.process import threads, threads_for
 from hae_lab.diffusion.training import SAMPLING, Recipe, noise_scheduler, stream_seed
 from hae_lab.models import HAEUNet
 
@@ -101,10 +102,11 @@ def sample(
     labels = options.pop("labels", None)
     require(labels is None or len(labels) == count, f"{count} images take as many labels")
     drawn = []
-    for number, part in enumerate(noise.split(batch_size)):
-        some = None if labels is None else labels[number * batch_size :][: len(part)]
-        *_, last = denoise(model, part, recipe, seed=stream_seed(seed, number), labels=some, **options)
-        drawn.append(last.images.clamp(-1, 1).cpu())
+    with threads(threads_for(config, next(model.parameters()).device)):
+        for number, part in enumerate(noise.split(batch_size)):
+            some = None if labels is None else labels[number * batch_size :][: len(part)]
+            *_, last = denoise(model, part, recipe, seed=stream_seed(seed, number), labels=some, **options)
+            drawn.append(last.images.clamp(-1, 1).cpu())
     return torch.cat(drawn)
 
 

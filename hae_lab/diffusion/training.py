@@ -33,10 +33,11 @@ from hae_lab.checks import (
     require_whole,
 )
 from hae_lab.diffusion.data import check_batch, check_dataset, data_key
+from hae_lab.diffusion.process import stops_between_steps, threads, threads_for
 from hae_lab.diffusion.states import check_shapes, check_state, with_sha256
 from hae_lab.family import HAEConfig
 from hae_lab.files import atomic_path
-from hae_lab.models import HAEUNet, build, redraw_masks, save_checkpoint
+from hae_lab.models import HAEUNet, build, checkpoint_notes, redraw_masks, save_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -161,10 +162,11 @@ class _State:
     seconds: float = 0.0
     curve: list[dict[str, float]]
 
-    def save(self, folder: Path, identity: str, weights: HAEUNet) -> None:
+    def save(self, folder: Path, identity: str, weights: HAEUNet, recipe: Recipe) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "ema")}
         progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": identity}
-        save_checkpoint(weights, folder / WEIGHTS)  # first: killed in between, a run does these steps again
+        notes = {"recipe": asdict(recipe), "steps": self.step}
+        save_checkpoint(weights, folder / WEIGHTS, notes)  # first: killed in between, a run does these steps again
         with atomic_path(folder / STATE) as temporary:
             torch.save(with_sha256(parts | progress), temporary)
 
@@ -208,7 +210,9 @@ def train(
 
     `evaluate(model)` sees the averaged weights every `evaluate_every` steps and at the end. With a `folder` the state
     is kept there every `save_every` steps, and a killed run continues from it: on a CPU to the same bits. `workers`
-    load images; `device` None lets accelerate choose. The global random state stays untouched.
+    load images; `device` None lets accelerate choose. The global random state stays untouched. A small model takes one
+    thread of a CPU, unless OMP_NUM_THREADS is set. Ctrl-C lets the step end, keeps the state, and raises
+    KeyboardInterrupt, which says how to go on.
     Raises `HAELabError` for data that do not fit, a folder that holds another run, and a loss that is not finite.
     """
     recipe = recipe or Recipe()
@@ -227,7 +231,13 @@ def train(
     loader = _loader(dataset, recipe, seed, state.step, step.share, workers)
     shown = progress and accelerator.is_main_process
     bar = tqdm(loader, initial=state.step, total=recipe.steps, disable=not shown, unit="step")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # dropout draws from the global state
+    alone, few = accelerator.num_processes == 1, threads_for(config, accelerator.device)
+    # dropout draws from the global state
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        stops_between_steps(alone) as asked,
+        threads(few),
+    ):
         for batch in bar:
             loss, seconds = step.take(batch)
             bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{recipe.batch_size / seconds:.0f}", refresh=False)
@@ -236,11 +246,27 @@ def train(
                 state.ema.copy_to(averaged.parameters())
                 found = {name: float(value) for name, value in evaluate(averaged).items()}
                 state.curve.append({"step": state.step} | found)
-            if place is not None and accelerator.is_main_process and (last or state.step % save_every == 0):
+            stop = asked.is_set() and not last
+            if place is not None and accelerator.is_main_process and (last or stop or state.step % save_every == 0):
                 state.ema.copy_to(averaged.parameters())
-                state.save(place, identity, averaged)
+                state.save(place, identity, averaged, recipe)
+            if stop:
+                raise KeyboardInterrupt(_stopped(state.step, recipe, place))
     state.ema.copy_to(averaged.parameters())
     return Trained(model=averaged, recipe=recipe, curve=tuple(state.curve), seconds=state.seconds)
+
+
+def _stopped(step: int, recipe: Recipe, folder: Path | None) -> str:
+    kept = f"kept in {str(folder)!r}, where the same run continues" if folder else "nothing is kept without a folder"
+    return f"stopped after step {step:,} of {recipe.steps:,}; {kept}"
+
+
+def saved_recipe(path: str | Path) -> Recipe:
+    """The recipe that a checkpoint of `train` carries. Raises `HAELabError` for one that carries none."""
+    found = checkpoint_notes(path).get("recipe")
+    fits = isinstance(found, dict) and set(found) <= set(RECIPE_FIELDS)
+    require(fits, f"{str(path)!r} carries no recipe: pass the Recipe with which it was trained")
+    return Recipe(**found)
 
 
 def _loader(dataset: Dataset, recipe: Recipe, seed: int, start: int, share: slice, workers: int) -> DataLoader:

@@ -1,6 +1,6 @@
 """The models: parts (`layers`, `attention`), the hybrid block (`hybrid`), the U-Net (`unet`), and their weights."""
 
-from hae_lab.models.checkpoints import build, load_checkpoint, save_checkpoint, transfer_weights
+from hae_lab.models.checkpoints import build, checkpoint_notes, load_checkpoint, save_checkpoint, transfer_weights
 from hae_lab.models.flex import mask_mod
 from hae_lab.models.frozen import freeze
 from hae_lab.models.hybrid import (
@@ -32,6 +32,7 @@ __all__ = [
     "MultiScaleSparseTransformerBlockLite",
     "MultiScaleSparseTransformerBlockV2",
     "build",
+    "checkpoint_notes",
     "freeze",
     "load_checkpoint",
     "mask_mod",

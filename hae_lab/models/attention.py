@@ -27,6 +27,7 @@ from hae_lab.models.kernels import (
     slices,
     split_heads,
 )
+from hae_lab.models.native import native, native_pairs, native_plans, runs_natively
 from hae_lab.models.plans import PLANS, MakePlan, copy_with, plan_beside, plan_of
 
 __all__ = [
@@ -49,6 +50,7 @@ class Kernel(NamedTuple):
     plan: MakePlan
     pairs: Callable[[SparseMask, int], int]  # scores computed for one sample
     cost: float = 1.0  # time that a score takes beside one of `masked`, measured on maps of 64 to 1024 pixels
+    natively: bool = False  # whether `native` takes its place where it is asked for
 
     def run(self, q: Tensor, kv: Tensor, mask: SparseMask, heads: int, dropout: float = 0.0) -> Tensor:
         """(B, n_local, C), (B, m, 2C) -> (B, n_local, C), by a plan that is made once."""
@@ -58,9 +60,10 @@ class Kernel(NamedTuple):
 KERNELS = {
     "reference": Kernel(reference, matrix_plan, matrix_pairs),
     "masked": Kernel(masked, matrix_plan, matrix_pairs),
-    "blocks": Kernel(blocks, block_plans, block_pairs, cost=1.2),
-    "columns": Kernel(columns, column_plans, column_pairs, cost=4.0),
+    "blocks": Kernel(blocks, block_plans, block_pairs, cost=1.2, natively=True),
+    "columns": Kernel(columns, column_plans, column_pairs, cost=4.0, natively=True),
     "slices": Kernel(slices, slice_plan, slice_pairs),
+    "native": Kernel(native, native_plans, native_pairs),
 }
 
 
@@ -110,9 +113,10 @@ class SparseMultiheadAttention(nn.Module):
     """Multi-head attention with the state dict of `nn.MultiheadAttention`: tokens (B, n, C), mask -> (B, n_local, C).
 
     Only the local tokens ask, and only the tokens in `mask.span` answer. The document computes the regional queries too
-    and throws them away. `kernel` is a name in `KERNELS`, or None for the one that suits the mask. `dropout` falls on
-    the attention weights in training, as in the document; on a CPU that is slow (the fused kernel does not take it), so
-    prefer 0 where speed matters.
+    and throws them away. `kernel` is a name in `KERNELS`, or None for the one that suits the mask, which `native` may
+    replace where the environment asks for it (see `hae_lab.models.native`). `dropout` falls on the attention weights in
+    training, as in the document; on a CPU that is slow (the fused kernel does not take it), so prefer 0 where speed
+    matters.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0, kernel: str | None = None) -> None:
@@ -138,6 +142,8 @@ class SparseMultiheadAttention(nn.Module):
         self._check(tokens, mask)
         kernel = kernel_for(mask, self.heads, self.kernel)
         q, kv = self._project(tokens, mask.grid.n_local, mask.span)
+        if self.kernel is None and kernel.natively and runs_natively(q, self.heads, dropout):
+            kernel = KERNELS["native"]
         return self.out_proj(kernel.run(q, kv, mask, self.heads, dropout))
 
     def freeze(self, mask: SparseMask) -> None:

@@ -156,15 +156,17 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
 attend.register_autograd(_backward, setup_context=_keep)
 
 
-def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+def one_by_one(operator: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any]:
     """The rule for vmap: each sample by itself."""
 
-    def run(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def run(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         pairs = list(zip(inputs, dims, strict=True))
         samples = [
             operator(*(x.select(dim, index) if isinstance(dim, int) else x for x, dim in pairs))
             for index in range(info.batch_size)
         ]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples), 0
         outputs = tuple(map(torch.stack, zip(*samples, strict=True)))
         return outputs, (0,) * len(outputs)
 
@@ -172,8 +174,8 @@ def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., An
 
 
 if hasattr(attend, "register_vmap"):  # torch 2.4 has none
-    attend.register_vmap(_one_by_one(attend))
-    attend_backward.register_vmap(_one_by_one(attend_backward))
+    attend.register_vmap(one_by_one(attend))
+    attend_backward.register_vmap(one_by_one(attend_backward))
 
 
 @register_flop_formula(torch.ops.hae_lab.columns)

@@ -9,8 +9,10 @@ from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by
 from hae_lab.plots.costs import learning_curves, pareto
 from hae_lab.plots.gains import gain_shares
 from hae_lab.plots.images import image_grid
+from hae_lab.plots.ledger import claims_overview
 from hae_lab.plots.lesions import lesions_found, what_a_model_needs
 from hae_lab.plots.masks import mask_rules, visible_keys
+from hae_lab.plots.of_study import study_figures
 from hae_lab.plots.page import FORMATS, TWO_COLUMNS, TooNarrow, style
 from hae_lab.plots.parameters import (
     feasibility,
@@ -39,6 +41,7 @@ __all__ = [
     "TooNarrow",
     "attention_heads",
     "attention_speed_up",
+    "claims_overview",
     "conclusions",
     "density_and_reach",
     "dose",
@@ -61,6 +64,7 @@ __all__ = [
     "searched",
     "slot_ladder",
     "slot_waterfall",
+    "study_figures",
     "style",
     "unet",
     "variant_colour",

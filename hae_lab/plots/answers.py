@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, listed, new_chart, short_title
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, new_chart, short_title
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.verdicts import (
     Row,
     cell_name,
@@ -83,12 +84,12 @@ def _mark(row: Row, styles: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list[Line2D]:
-    pairs = filter(None, map(winner_and_loser, rows.to_dict("records")))
-    winners = [cell for cell in CELLS if cell in {pair[0] for pair in pairs}]
-    marks = {f"{cell_name(cell)} better": dict(styles[cell]) for cell in winners}
+    better = {pair[0] for pair in map(winner_and_loser, rows.to_dict("records")) if pair is not None}
+    winners = [cell for cell in CELLS if cell in better]
+    marks = {say("{cell} better", cell=cell_name(cell)): dict(styles[cell]) for cell in winners}
     margins = sorted(set(rows["margin_percent"]))
-    words = listed([f"{margin:g}" for margin in margins])
-    marks[f"equal within {words} %"] = {"color": OPEN_MARK, "marker": "o"}
+    words = say_list([f"{margin:g}" for margin in margins])
+    marks[say("equal within {words} %", words=words)] = {"color": OPEN_MARK, "marker": "o"}
     marks[CANNOT_TELL] = {"color": OPEN_MARK, "marker": "o", "markerfacecolor": "white"}
     if (rows["controls"] == NOT_FOUND).any():
         marks["void: controls not found"] = {"color": OPEN_MARK, "marker": "x"}
@@ -98,12 +99,16 @@ def _legend(rows: pd.DataFrame, styles: Mapping[str, Mapping[str, str]]) -> list
 def _verdicts_title(rows: pd.DataFrame) -> str:
     """How many comparisons are decided, and how often hybrid blocks beat the control in each panel."""
     valid = rows[rows["controls"] != NOT_FOUND]
-    start = f"{(valid['verdict'] != CANNOT_TELL).sum()} of {len(rows)} comparisons are decided"
+    decided = (valid["verdict"] != CANNOT_TELL).sum()
+    start = say("{decided} of {all} comparisons are decided", decided=decided, all=len(rows))
     if len(valid) < len(rows):
-        start += f", {len(rows) - len(valid)} are void"
+        start += say(", {void} are void", void=len(rows) - len(valid))
     against = valid[valid[["first", "second"]].eq(CONTROL).any(axis=1)]
-    told = [f"{_beaten(part)} of {len(part)} at equal {equal}" for equal, part in against.groupby("equal", sort=False)]
-    return f"{start}; hybrids beat the U-Net in {listed(told)}" if told else start
+    told = [
+        say("{beaten} of {all} at equal {equal}", beaten=_beaten(part), all=len(part), equal=say(equal))
+        for equal, part in against.groupby("equal", sort=False)
+    ]
+    return start + say("; hybrids beat the U-Net in {told}", told=say_list(told)) if told else start
 
 
 def _beaten(rows: pd.DataFrame) -> int:

@@ -24,6 +24,7 @@ from hae_lab.plots.base import (
     has_blocks,
     listed,
     missing_note,
+    names_or_nothing,
     new_chart,
     ordered,
     short,
@@ -240,6 +241,7 @@ def hybrid_blocks(
     Rows: `profilers.anatomy.hybrid_table` or `hybrid_family`, whose column changed looks at the block before.
     """
     names, colours = ordered(rows["variant"], order or [*rows["variant"]]), variant_colours(rows["variant"], palette)
+    require(len(names) > 0, f"no block to draw: order is {order}, the rows are of {names_or_nothing(rows)}")
     blocks = {name: rows[(rows["variant"] == name) & (rows["step"] != "input")] for name in names}
     cards = {name: _cards(block, colours[name]) for name, block in blocks.items()}
     whole = all(TOKENS in diagram for diagram in cards.values())

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from hae_lab.checks import require, require_name
+from hae_lab.plots.catalogue import listed as listed
 from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
 from hae_lab.plots.page import TEXT, broken_name, columns_that_fit, current_style, wrapped
 from hae_lab.plots.page import Chart as Chart
@@ -35,6 +36,7 @@ CONTROL_COLOUR = "#525252"  # seaborn's grey is V2's green to colour-blind eyes 
 # in the order of registration
 VARIANT_CYCLE = [CONTROL_COLOUR, *(PALETTE[place] for place in (0, 1, 2, 9, 8, 4, 5, 6))]
 REFERENCE = DOCUMENT[0]  # the variant that columns percent_of_hae measure against
+DOCUMENT_PRESET = "brats128"  # the body that the document trains
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -115,6 +117,11 @@ def has_blocks(name: str) -> bool:
     return name not in VARIANTS or VARIANTS[name].has_blocks
 
 
+def subject_of(shown: Sequence[str]) -> str:
+    """The variant that a sentence is about: HAE, or else the first that has hybrid blocks, or else the first."""
+    return REFERENCE if REFERENCE in shown else next(filter(has_blocks, shown), shown[0])
+
+
 def ordered(names: Iterable[str], order: Sequence[str] | None = None) -> list[str]:
     """The names that are drawn: those of `order`, or the variants as they were registered, then all others."""
     names = list(dict.fromkeys(names))
@@ -131,7 +138,7 @@ def measured(
     The others are those of `order`, or all that are `expected` or in the rows: every variant, if left out.
     """
     shown = ordered(rows.loc[rows[value].notna(), "variant"], order)
-    require(len(shown) > 0, f"no variant in the rows has a {value}; the rows are of {_listed_or_none(rows['variant'])}")
+    require(len(shown) > 0, f"no variant in the rows has a {value}; the rows are of {names_or_nothing(rows)}")
     wanted = order or [*(VARIANTS if expected is None else expected), *rows["variant"].unique()]
     return shown, missing_note(ordered(wanted), shown)
 
@@ -143,8 +150,9 @@ def missing_note(wanted: Iterable[str], shown: Iterable[str], state: str = "not 
     return f"{state}: {', '.join(gaps)}" if gaps else ""
 
 
-def _listed_or_none(names: pd.Series) -> str:
-    return ", ".join(map(str, names.unique())) or "nothing"
+def names_or_nothing(rows: pd.DataFrame) -> str:
+    """The variants of the rows, for a message."""
+    return ", ".join(map(str, rows["variant"].unique())) or "nothing"
 
 
 def write_note(ax: Axes, note: str) -> None:
@@ -153,9 +161,13 @@ def write_note(ax: Axes, note: str) -> None:
         ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), note])))
 
 
-def of_preset(rows: pd.DataFrame, preset: str) -> pd.DataFrame:
-    """The rows of one preset. Raises `HAELabError` if there are none."""
-    require_name("preset", preset, rows["preset"].unique())
+def of_preset(rows: pd.DataFrame, preset: str | None = None) -> pd.DataFrame:
+    """The rows of one preset: the document's, or else the first. Raises `HAELabError` if there are none."""
+    known = list(rows["preset"].unique())
+    if preset is None and DOCUMENT_PRESET not in known:
+        preset = next(iter(known), None)
+    preset = preset or DOCUMENT_PRESET
+    require_name("preset", preset, known)
     return rows[rows["preset"] == preset]
 
 
@@ -215,11 +227,6 @@ def part_colours(parts: Iterable[str], known: Mapping[str, str]) -> dict[str, st
 
 
 # words
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def count_word(count: int) -> str:

@@ -24,17 +24,19 @@ from hae_lab.plots.base import (
     count_word,
     has_blocks,
     legend_outside,
-    listed,
     mark_claim,
     measured,
     name_ticks,
     new_chart,
     of_preset,
+    ordered,
     short_title,
+    subject_of,
     titled_axes,
     variant_colours,
     write_note,
 )
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.page import TEXT, broken_name, wrapped
 from hae_lab.presets import variant_title
 
@@ -76,7 +78,7 @@ def rules_in_order(rules: Iterable[str], order: Sequence[str] | None = None) -> 
 def macs_by_part(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
+    preset: str | None = None,
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
@@ -88,7 +90,7 @@ def macs_by_part(
     rows = of_preset(rows, preset)
     shown, note = measured(rows, "macs_document", order)
     table = rows.pivot(index="part", columns="variant", values="macs_document")[shown].fillna(0) / 1e9
-    subject = REFERENCE if REFERENCE in shown else next(filter(has_blocks, shown), shown[0])
+    subject = subject_of(shown)
     table = table.sort_values(subject, ascending=False)
     shares = 100 * table[subject] / table[subject].sum()
     figure, own = titled_axes(
@@ -106,7 +108,7 @@ def macs_by_part(
     own.set(xscale="log", ylim=(len(table) - 0.5, -0.5))
     own.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     own.minorticks_off()
-    own.set_xlabel(f"GMACs of one denoising step,\nas published ({preset})")
+    own.set_xlabel(f"GMACs of one denoising step,\nas published ({rows['preset'].iloc[0]})")
     own.set_ylabel(f"part, and its share of {variant_title(subject)}'s work")
     legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
@@ -117,16 +119,19 @@ def macs_by_part(
 def macs_by_level(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
-    variant: str = REFERENCE,
+    preset: str | None = None,
+    variant: str | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """MACs of each decoder level of one variant in four accounts; `palette` colours accounts.
 
+    By default of HAE, or else of the first of the rows that has hybrid blocks.
+
     Rows, one a variant and level: preset, variant, mask_rule, height, width, and the columns of `ACCOUNTS`.
     """
     rows = of_preset(rows, preset)
+    variant = variant or subject_of(ordered(rows["variant"]))
     require_name("variant", variant, rows["variant"].unique())
     rows = rows[rows["variant"] == variant]
     figure, own = titled_axes(_level_title(rows, variant), ax)
@@ -136,7 +141,10 @@ def macs_by_level(
     names = [f"{height} × {width}" for height, width in zip(rows["height"], rows["width"], strict=True)]
     name_ticks(own, range(len(rows)), names)
     rule = rows["mask_rule"].iloc[0]
-    own.set(xlabel=f"map of the decoder level, pixels ({preset}, {rule})", ylabel="GMACs of one denoising step")
+    own.set(
+        xlabel=f"map of the decoder level, pixels ({rows['preset'].iloc[0]}, {rule})",
+        ylabel="GMACs of one denoising step",
+    )
     own.grid(axis="x", visible=False)
     own.legend(frameon=False)
     return figure
@@ -160,14 +168,17 @@ def attention_speed_up(
 ) -> Chart:
     """Measured speed-up of the whole attention layer over dense SDPA against n; `order` and `palette`: ways.
 
-    Rows, one a measurement: part ("layer" or "core"), way (a mask rule or a baseline), pass, n, ms_median, ms_q1,
-    ms_q3, limit, device_name, threads, clock, channels. Bars span the quartiles of a way's own time. Drawn are the
-    first computer, and the maps where `dense` was measured.
+    Rows, one a measurement: part ("layer" or "core"), way (a mask rule, a second way of one, or a baseline), pass, n,
+    ms_median, ms_q1, ms_q3, limit, device_name, threads, clock, channels, and mask_rule where there are second ways of
+    a rule: they are dashed. Bars span the quartiles of a way's own time. Drawn are the first computer, and the maps
+    where `dense` was measured.
     """
     rows = rows[rows["device_name"] == rows["device_name"].iloc[0]]
     layers = over_dense(rows[rows["part"] == LAYER])
     require(not layers.empty, "no layer in the rows was measured beside the rule dense")
     styles = rule_styles(layers["way"], palette)
+    for way, rule in layers.loc[layers["mask_rule"] != layers["way"], ["way", "mask_rule"]].dropna().values:
+        styles[way] |= {"color": styles[rule]["color"], "linestyle": "--"}
     figure = new_chart(_speed_up_title(layers), least=SIZE[0])
     axes = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)[0]
     for ax, direction in zip(axes, ("forward", "forward + backward"), strict=True):
@@ -192,10 +203,15 @@ def attention_speed_up(
 
 
 def over_dense(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of layers measured beside `dense`, with the columns faster, low and high: dense's time over this one's."""
+    """Rows of layers measured beside `dense`, with faster, low and high: dense's time over this one's.
+
+    The rule of a way, `mask_rule`, is the way itself where no column tells, and a gap for a baseline.
+    """
     dense = rows[rows["way"] == DENSE].set_index(["pass", "n"])["ms_median"].rename("dense_ms")
     rows = rows.join(dense, on=["pass", "n"], how="inner")
     ends = {"faster": "ms_median", "low": "ms_q3", "high": "ms_q1"}
+    if "mask_rule" not in rows:
+        rows["mask_rule"] = rows["way"].where(rows["way"].isin(RULE_COLOURS))
     return rows.assign(**{name: rows["dense_ms"] / rows[column] for name, column in ends.items()})
 
 
@@ -211,7 +227,7 @@ def _speed_up_title(layers: pd.DataFrame) -> str:
     rule = SHARED if SHARED in largest.index else "document"
     if rule not in largest.index:
         return "Attention layers beside dense SDPA"
-    beaten = largest.loc[~largest.index.isin(RULE_COLOURS), "faster"].max() > 1
+    beaten = largest.loc[largest["mask_rule"].isna(), "faster"].max() > 1
     baseline = "dense SDPA" if beaten else "dense SDPA, the strongest baseline"
     name = "Shared random columns make" if rule == SHARED else f"{rule} makes"
     times, n = largest.loc[rule, "faster"], largest.loc[rule, "n"]
@@ -271,7 +287,10 @@ def _quantity_names(rows: pd.DataFrame, quantities: Sequence[str]) -> list[str]:
     if "model_channels" not in rows:
         return list(quantities)
     widths = rows.dropna(subset=["percent_of_hae"]).groupby("quantity")["model_channels"].unique()
-    return [f"{name}\nat {listed([str(width) for width in widths.get(name, [])])} channels" for name in quantities]
+    return [
+        say("{name}\nat {widths} channels", name=say(name), widths=say_list(list(map(str, widths.get(name, [])))))
+        for name in quantities
+    ]
 
 
 def _claims(ax: Axes, table: pd.DataFrame, width: float) -> None:
@@ -283,7 +302,8 @@ def _claims(ax: Axes, table: pd.DataFrame, width: float) -> None:
     places = bar_places(len(quantities), len(variants))
     for (variant, quantity), percent in table["claim_percent"].dropna().items():
         if variant != REFERENCE:
-            x, label = places[variants.index(variant), quantities.index(quantity)], f"claimed {quantity}"
+            x = places[variants.index(variant), quantities.index(quantity)]
+            label = say("claimed {quantity}", quantity=say(quantity))
             mark_claim(ax, [x - width / 2, x + width / 2], [percent] * 2, label=None if label in labels else label)
             labels.add(label)
 
@@ -295,20 +315,20 @@ def _together_title(percent: pd.DataFrame, table: pd.DataFrame) -> str:
         return "What the variants cost, in percent of HAE"
     least = others["parameters"].fillna(np.inf).idxmin()
     mine = others.loc[least]
-    words = f"{short_title(least)} holds {mine['parameters']:.0f} % of HAE's parameters"
+    words = say("{name} holds {percent:.0f} % of HAE's parameters", name=short_title(least), percent=mine["parameters"])
     if not np.isnan(mine.get("MACs", np.nan)):
-        words += f", but does {mine['MACs']:.0f} % of its work"
+        words += say(", but does {percent:.0f} % of its work", percent=mine["MACs"])
     if np.isnan(mine.get("time", np.nan)):
         return words
-    return f"{words}; {_time_in_words(table.xs('time', level='quantity'), least)}"
+    return words + _time_in_words(table.xs("time", level="quantity"), least)
 
 
 def _time_in_words(times: pd.DataFrame, variant: str) -> str:
     """What quartiles that overlap allow to say about the versions with hybrid blocks."""
     versions = times.loc[list(filter(has_blocks, times.index))].dropna(subset=["percent_q1", "percent_q3"])
     if len(versions) > 1 and versions["percent_q1"].max() <= versions["percent_q3"].min():
-        return f"the times of the {count_word(len(versions))} cannot be told apart"
-    return f"it takes {times.loc[variant, 'percent_of_hae']:.0f} % of its time"
+        return say("; the times of the {count} cannot be told apart", count=say(count_word(len(versions))))
+    return say("; it takes {percent:.0f} % of its time", percent=times.loc[variant, "percent_of_hae"])
 
 
 REACH = {  # column -> factor to percent, and what it says

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hae_lab.checks import require
-from hae_lab.diffusion.metrics import metric_label
+from hae_lab.diffusion.metrics import metric_label, metric_title
 from hae_lab.plots.base import Chart, chart, listed, new_chart, span
 from hae_lab.plots.verdicts import (
     COSTS,
@@ -94,7 +94,7 @@ def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
 @chart
 def learning_curves(
     rows: pd.DataFrame,
-    ms_per_step: Mapping[str, float],
+    ms_per_step: Mapping[str, float] | None = None,
     metric: str = "loss",
     *,
     stats: pd.DataFrame | None = None,
@@ -102,38 +102,54 @@ def learning_curves(
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
 ) -> Chart:
-    """Loss against steps and against compute time: the mean of the seeds, and their range as a band.
+    """Loss against steps and, with `ms_per_step`, against compute time: the mean of the seeds, their range as a band.
 
     Rows: cell, seed, step, metric; `ms_per_step` is the time of one training step of each cell, and a cell without one
-    stands among the steps alone. `stats` is what `statistics.paired_differences` found at the last step that all runs
-    have. Nothing is compared at equal time here: a learning rate that decays knows its last step, so that takes runs
-    of that length.
+    stands among the steps alone. One cell, or one seed, is drawn and not compared. `stats` is what
+    `statistics.paired_differences` found at the last step that all runs have. Nothing is compared at equal time here:
+    a learning rate that decays knows its last step, so that takes runs of that length.
     """
     rows = in_order(rows, order)
     statistics.require_columns(rows, "cell", "seed", "step", metric)
-    is_timed = rows["cell"].map(dict(ms_per_step)).gt(0)
-    timed = tradeoffs.with_seconds(
-        rows[is_timed] if rows.loc[is_timed, "cell"].nunique() > 1 else rows, ms_per_step, metric
-    )
     step = _last_common_step(rows)
-    if stats is None:
+    is_compared = rows["cell"].nunique() > 1 and rows.groupby("cell")["seed"].nunique().min() > 1
+    if stats is None and is_compared:
         stats = statistics.paired_differences(rows[rows["step"] == step], metric, lower_better=lower_better)
-    figure = new_chart(f"After {step:g} steps: {comparison_title(stats, metric)}")
     styles = cell_styles(rows["cell"], palette)
-    left, right = figure.subplots(1, 2, sharey=True)
-    figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
-    _curves(left, rows, "step", metric, styles)
-    _curves(right, timed, "seconds", metric, styles)
-    left.axvline(step, color="black", linestyle=":")
-    left.set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
-    right.set_xlabel("compute time, s")
-    short_ticks(left.yaxis, 7)
-    left.minorticks_off()
-    note = f"mean and range of {span(stats['n_seeds'])} seeds; dotted: compared there"
-    untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
-    gap = f"time not measured: {untimed}" if untimed else ""
+    words = _alone(rows, step, metric) if stats is None else comparison_title(stats, metric)
+    figure = new_chart(f"After {step:g} steps: {words}")
+    axes = figure.subplots(1, 1 if ms_per_step is None else 2, sharey=True, squeeze=False)[0]
+    _curves(axes[0], rows, "step", metric, styles)
+    axes[0].set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
+    gap = "" if ms_per_step is None else _by_time(axes[1], rows, ms_per_step, metric, styles)
+    short_ticks(axes[0].yaxis, 7)
+    axes[0].minorticks_off()
+    if stats is not None:
+        axes[0].axvline(step, color="black", linestyle=":")
+    seeds = span(rows.groupby("cell")["seed"].nunique() if stats is None else stats["n_seeds"])
+    note = f"mean and range of {seeds} seeds" + ("" if stats is None else "; dotted: compared there")
     cells_legend(figure, styles, lines(note, _still_falling(rows, step, metric), gap, absent(rows["cell"], order)))
     return figure
+
+
+def _alone(rows: pd.DataFrame, step: float, metric: str) -> str:
+    """The means where there is nothing to compare: of one cell, or of single seeds."""
+    means = rows[rows["step"] == step].groupby("cell", sort=False)[metric].mean()
+    values = listed([f"{cell_name(cell)} {value:.3g}" for cell, value in means.items()])
+    return f"{values} in {metric_title(metric)}"
+
+
+def _by_time(
+    ax: Axes, rows: pd.DataFrame, ms_per_step: Mapping[str, float], metric: str, styles: Mapping[str, Style]
+) -> str:
+    """The curves over seconds; return a note that names cells without a time."""
+    ax.figure.get_layout_engine().set(wspace=0.06)  # the last tick of the one keeps off the first of the other
+    is_timed = rows["cell"].map(dict(ms_per_step)).gt(0)
+    timed = tradeoffs.with_seconds(rows[is_timed] if is_timed.any() else rows, ms_per_step, metric)
+    _curves(ax, timed, "seconds", metric, styles)
+    ax.set_xlabel("compute time, s")
+    untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
+    return f"time not measured: {untimed}" if untimed else ""
 
 
 def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from hae_lab.checks import require
 from hae_lab.plots.base import (
     CONTROL_COLOUR,
     SIZE,
@@ -14,13 +15,14 @@ from hae_lab.plots.base import (
     bar_step,
     chart,
     legend_outside,
-    listed,
+    names_or_nothing,
     new_chart,
     ordered,
     titled_axes,
     variant_colours,
     variant_title,
 )
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.presets import VARIANTS
 
 CHANGES = {
@@ -52,6 +54,7 @@ def what_a_model_needs(
     Rows: variant, change, percent, percent_low, percent_high.
     """
     variants = ordered(rows["variant"], order)
+    require(len(variants) > 0, f"no variant to draw: order is {order}, the rows are of {names_or_nothing(rows)}")
     changes = list(dict.fromkeys(rows["change"]))
     colours = variant_colours(variants, palette)
     figure, own = titled_axes(_uses_title(rows[rows["variant"].isin(variants)]), ax)
@@ -133,4 +136,6 @@ def _detection_title(rows: pd.DataFrame) -> str:
     ]
     wins = (best[0] > best[1]).all(axis=1)
     won = [task for task, win in wins.items() if win]
-    return f"{f'Only on {listed(won)}' if won else 'On no kind of'} lesions a model beats all that needs no model"
+    if not won:
+        return say("On no kind of lesions a model beats all that needs no model")
+    return say("Only on {tasks} lesions a model beats all that needs no model", tasks=say_list(list(map(say, won))))

@@ -6,6 +6,7 @@ they measured in points is brought to the size of print: writing to 7 or 8 point
 
 import functools
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 from PIL import Image
 
 from hae_lab.checks import HAELabError, require, require_name, require_number
+from hae_lab.plots.catalogue import current_language, fonts, say
 
 SIZE = (8.0, 6.0)  # inches, of a figure for a 4:3 projector
 LETTER, TEXT = 0.648, 0.58  # widths of a letter in font sizes: of bold writing, and of plain
@@ -92,8 +95,11 @@ _STYLE: ContextVar[Style] = ContextVar("style", default=STYLES["talk"])
 
 
 def current_style() -> Style:
-    """The style in which figures are drawn now."""
-    return _STYLE.get()
+    """The style in which figures are drawn now, with the fonts of their language."""
+    chosen = _STYLE.get()
+    if not fonts():
+        return chosen
+    return replace(chosen, settings=chosen.settings | {"font.family": [*chosen.settings["font.family"], *fonts()]})
 
 
 @contextmanager
@@ -161,11 +167,23 @@ def chart(function: Callable[..., Any]) -> Callable[..., Any]:
     def styled(*args: Any, **options: Any) -> Any:
         with mpl.rc_context(current_style().settings):
             figure = function(*args, **options)
+            if current_language() != "en":
+                _translate(figure)
             if isinstance(figure, Chart) and figure.style.width is not None and options.get("ax") is None:
                 to_print(figure)
             return figure
 
     return styled
+
+
+def _translate(figure: Figure) -> None:
+    """Give every text of a figure that is a whole entry of the catalogue its words; templates have theirs already."""
+    for text in figure.findobj(Text):
+        text.set_text(say(text.get_text()))
+    for ax in figure.axes:  # ticks write themselves anew from what they were given
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), FixedFormatter):
+                axis.set_ticklabels([say(label.get_text()) for label in axis.get_ticklabels()])
 
 
 def new_chart(title: str, size: tuple[float, float] = SIZE, least: float = 0.0) -> Chart:
@@ -179,16 +197,30 @@ def new_chart(title: str, size: tuple[float, float] = SIZE, least: float = 0.0) 
         )
     figure = Chart(figsize=(width * chosen.scale, height * chosen.scale), layout="constrained")
     heading = chosen.settings["figure.titlesize"]
-    figure.suptitle(wrapped(title, figure.get_figwidth(), heading), fontsize=heading, fontweight="bold")
+    figure.suptitle(wrapped(say(title), figure.get_figwidth(), heading), fontsize=heading, fontweight="bold")
     return figure
 
 
 def wrapped(text: str, inches: float, points: float, letter: float = LETTER) -> str:
     """Lines of a text that fit a width in inches; where it broke already, it stays broken, and "40 %" stays whole."""
     letters = max(10, int(72 * inches / (letter * points)))
+    if current_language() == "zh":
+        return "\n".join(part for line in text.split("\n") for part in _wide_lines(line, letters))
     whole = [line.replace(" %", "\0%") for line in text.split("\n")]
     broken = ["\n".join(textwrap.wrap(line, letters, break_long_words=False)) for line in whole]
     return "\n".join(broken).replace("\0", " ")
+
+
+def _wide_lines(line: str, letters: int) -> Iterator[str]:
+    """Lines of a Chinese text, whose letters take the room of two and may stand at any end, Latin words stay whole."""
+    room, current = letters, ""
+    for piece in re.findall(r"[\x21-\u2fff]+ ?|.", line):
+        width = sum(1 + (ord(letter) > 0x2FFF) for letter in piece)
+        if current and width > room and piece not in "，。；：、）":
+            yield current.rstrip()
+            room, current = letters, ""
+        room, current = room - width, current + piece
+    yield current
 
 
 def broken_name(name: str, inches: float, points: float) -> str:

@@ -37,6 +37,7 @@ from hae_lab.plots.base import (
     variant_colours,
     write_note,
 )
+from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.page import TEXT, broken_name, current_style, wrapped
 from hae_lab.presets import DOCUMENT, variant_title
 
@@ -74,7 +75,7 @@ def parameter_table(
     grouped_bars(own, whole, "preset", "percent_of_hae", colours)
     beside = ax is not None or not current_style().is_narrow  # else the claims are named in the legend
     for variant, percent in claims.items():
-        label = f"claimed\n{variant_title(variant)} {percent:.0f} %"
+        label = say("claimed\n{name} {percent:.0f} %", name=variant_title(variant), percent=percent)
         named = {} if beside else {"label": label.replace("\n", " ")}
         own.axhline(percent, color=colours[variant], linestyle="--", linewidth=2, **named)
         if beside:
@@ -92,9 +93,10 @@ def _table_title(whole: pd.DataFrame, shown: Sequence[str], claims: pd.Series) -
     if not told:
         return "Parameters on the same body, in percent of HAE"
     spans = {name: span(whole.loc[whole["variant"] == name, "percent_of_hae"]) for name in told}
-    kept = [f"{short_title(name)} {'keeps ' * (name == told[0])}{percents} %" for name, percents in spans.items()]
-    not_so = f", not {listed([f'{percent:.0f} %' for percent in claims])}" if len(claims) else ""
-    return f"Like for like, {listed(kept)} of HAE's parameters{not_so}"
+    keeps = say("{name} keeps {percents} %", name=short_title(told[0]), percents=spans.pop(told[0]))
+    kept = say_list([keeps, *(f"{short_title(name)} {percents} %" for name, percents in spans.items())])
+    not_so = say(", not {claims}", claims=say_list([f"{percent:.0f} %" for percent in claims])) if len(claims) else ""
+    return say("Like for like, {kept} of HAE's parameters", kept=kept) + not_so
 
 
 @chart
@@ -124,8 +126,9 @@ def published_counts(
     name_ticks(own, place, map(_name_and_changes, shown, rows["our_changes"]))
     own.set(ylabel="parameters, million", ylim=(0, 1.18 * rows["our_params"].max() / 1e6))
     own.grid(axis="x", visible=False)
-    body = f"preset {listed(rows['preset'].unique())}; " if "preset" in rows else ""
-    legend_outside(figure, ax, "lower center", ncols=2, title=f"{body}pale: as published, full: counted here")
+    body = say("preset {presets}; ", presets=say_list(rows["preset"].unique())) if "preset" in rows else ""
+    title = body + say("pale: as published, full: counted here")
+    legend_outside(figure, ax, "lower center", ncols=2, title=title)
     write_note(own, note)
     return figure
 
@@ -137,9 +140,10 @@ def _counts_title(rows: pd.DataFrame) -> str:
     differ = [name for name in dict.fromkeys(chain(*changes)) if len({each.get(name) for each in changes}) > 1]
     if not differ:
         return f"The published {percents} % compares one"
-    models = count_word(rows["our_changes"].nunique())
-    beyond = f"differ in {listed(differ)} too, not in slots alone"
-    return f"The published {percents} % compares {models} models that {beyond}"
+    return say(
+        "The published {percents} % compares {models} models that differ in {fields} too, not in slots alone",
+        percents=percents, models=say(count_word(rows["our_changes"].nunique())), fields=say_list(differ),
+    )  # fmt: skip
 
 
 def _name_and_changes(variant: str, changes: str) -> str:
@@ -161,13 +165,15 @@ def feasibility(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     slope, lite = lines["slope"].iloc[0], np.array([0, 100])
     own.plot(lite, lite - slope * (100 - lite), color="black", zorder=1, label=_line_label(families, lines.iloc[0]))
     for (scope, group), marker in zip(families.groupby("scope", sort=False), cycle("^sDovX")):
-        label = f"{scope}, {len(group)} preset{'s' * (len(group) > 1)}"
+        text = "{scope}, {count} presets" if len(group) > 1 else "{scope}, {count} preset"
+        label = say(text, scope=say(scope), count=len(group))
         style = {"marker": marker, "s": 80, "color": "#555555"}
         own.scatter(group["lite_percent"], group["v2_percent"], label=label, **style)
     for claim in claims.to_dict("records"):
         _claimed_point(own, claim)
     next_title, title = variant_title(NEXT), variant_title(SMALLEST)
-    own.set(xlabel=f"{next_title}, parameters in % of HAE", ylabel=f"{title}, parameters in % of HAE")
+    percent_of_hae = "{name}, parameters in % of HAE"
+    own.set(xlabel=say(percent_of_hae, name=next_title), ylabel=say(percent_of_hae, name=title))
     own.set(xlim=(0, 100), ylim=(0, 100))
     if ax is None and current_style().is_narrow:
         legend_outside(figure, ax, "lower center", ncols=2)
@@ -178,11 +184,12 @@ def feasibility(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
 
 def _feasibility_title(families: pd.DataFrame, claims: pd.DataFrame) -> str:
     off = families["off_line_points"].abs().max()
-    start = f"Every like-for-like family lies on one line (within {off:.2f} points)"
+    start = say("Every like-for-like family lies on one line (within {off:.2f} points)", off=off)
     if claims.empty:
         return start
     points = claims["off_line_points"].iloc[0]
-    return f"{start}; the claim lies {abs(points):.0f} points {'below' if points < 0 else 'above'} it"
+    side = say("below" if points < 0 else "above")
+    return start + say("; the claim lies {points:.0f} points {side} it", points=abs(points), side=side)
 
 
 def _line_label(families: pd.DataFrame, line: Mapping[str, Any]) -> str:
@@ -201,9 +208,13 @@ def _slope(row: Mapping[str, Any]) -> str:
 
 def _claimed_point(ax: Axes, claim: Mapping[str, Any]) -> None:
     lite, v2, line = claim["lite_percent"], claim["v2_percent"], claim["line_v2_percent"]
-    ax.scatter(lite, v2, marker="*", s=400, color=CLAIM_COLOUR, zorder=3, label=f"the claim: {lite:.0f} / {v2:.0f}")
+    label = say("the claim: {lite:.0f} / {v2:.0f}", lite=lite, v2=v2)
+    ax.scatter(lite, v2, marker="*", s=400, color=CLAIM_COLOUR, zorder=3, label=label)
     ax.plot([lite] * 2, [v2, line], ":", color=CLAIM_COLOUR, linewidth=2)
-    note = f"at {short_title(NEXT)} {lite:.0f} %\n{short_title(SMALLEST)} must be {line:.1f} %"
+    note = say(
+        "at {next} {lite:.0f} %\n{smallest} must be {line:.1f} %",
+        next=short_title(NEXT), lite=lite, smallest=short_title(SMALLEST), line=line,
+    )  # fmt: skip
     ax.annotate(note.replace(" be ", " be\n") if current_style().is_narrow else note, (lite, line), (lite + 2, v2 + 8))
 
 
@@ -219,18 +230,20 @@ def slot_waterfall(rows: pd.DataFrame, *, orders: Sequence[str] | None = None) -
     saved = rows[rows["order"] == orders[0]].set_index("slot")["saved_params"]
     largest, by_slot = saved.idxmax(), rows.groupby("slot")["saved_params"]
     same = (by_slot.max() - by_slot.min()).max() <= 0.01 * saved.sum()
-    share, ends = 100 * saved[largest] / saved.sum(), f"{short_title(DOCUMENT[0])} to {short_title(SMALLEST)}"
-    figure = new_chart(
-        f"The {SLOT_WORDS.get(largest, largest)} alone makes {share:.0f} % of the saving from {ends}; "
-        + ("the order does not matter" if same else "what a slot saves depends on the order")
-    )
+    start = say(
+        "The {slot} alone makes {share:.0f} % of the saving from {first} to {last}; ",
+        slot=say(SLOT_WORDS.get(largest, largest)), share=100 * saved[largest] / saved.sum(),
+        first=short_title(DOCUMENT[0]), last=short_title(SMALLEST),
+    )  # fmt: skip
+    figure = new_chart(start + say("the order does not matter" if same else "what a slot saves depends on the order"))
     top = (rows["params"] + rows["saved_params"]).max()
     shape = (len(orders), 1) if current_style().is_narrow else (1, len(orders))
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, order in zip(axes, orders, strict=True):
         _waterfall(ax, rows[rows["order"] == order].sort_values("step"))
         ax.set(title=order.replace(" > ", " → "), ylim=(0, (1.3 if current_style().is_narrow else 1.1) * top / 1e6))
-    figure.supylabel(f"parameters of the whole model, million ({listed(rows['preset'].unique())})", fontsize=13)
+    presets = say_list(rows["preset"].unique())
+    figure.supylabel(say("parameters of the whole model, million ({presets})", presets=presets), fontsize=13)
     return figure
 
 
@@ -260,7 +273,7 @@ def _waterfall(ax: Axes, steps: pd.DataFrame) -> None:
 def where_parameters_sit(
     rows: pd.DataFrame,
     *,
-    preset: str = "brats128",
+    preset: str | None = None,
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ax: Axes | None = None,
@@ -277,7 +290,7 @@ def where_parameters_sit(
     colours = part_colours(heights.index, BODY_COLOURS | HYBRID_COLOURS) | dict(palette or {})
     stacked_bars(own, heights / 1e6, colours)
     legend_outside(figure, ax, "right center", **reversed_legend(own), title="body: grey\nhybrid: coloured")
-    own.set_ylabel(f"parameters, million ({preset})")
+    own.set_ylabel(say("parameters, million ({preset})", preset=rows["preset"].iloc[0]))
     write_note(own, note)
     return figure
 
@@ -287,9 +300,11 @@ def _sit_title(table: pd.DataFrame) -> str:
     if REFERENCE not in table:
         return f"Where the parameters of {listed(list(map(variant_title, table.columns)))} sit"
     held, whole = table.loc["projections"], table.loc["model", REFERENCE]
-    start = f"HAE's patch projections hold {100 * held[REFERENCE] / whole:.0f} % of its parameters"
+    share = 100 * held[REFERENCE] / whole
+    start = say("HAE's patch projections hold {share:.0f} % of its parameters", share=share)
     dropped = [short_title(name) for name in held.index if has_blocks(name) and held[name] < held[REFERENCE] / 20]
-    return f"{start}; {listed(dropped)} drop{'s' * (len(dropped) == 1)} almost all of them" if dropped else start
+    text = "; {names} drop almost all of them" if len(dropped) > 1 else "; {names} drops almost all of them"
+    return start + say(text, names=say_list(dropped)) if dropped else start
 
 
 def _disjoint_parts(table: pd.DataFrame) -> pd.DataFrame:
@@ -319,8 +334,14 @@ def what_it_would_take(
     claims = {name: rows[f"{name}_claim_percent"].iloc[0] for name in shown if f"{name}_claim_percent" in rows}
     goal = " / ".join(f"{percent:.0f}" for percent in (100, *claims.values())) if claims else "The claim"
     figure, own = titled_axes(
-        f"{goal} needs at least {rows['changes'].min()} changes that {listed(list(map(short_title, shown)))} "
-        f"make{'s' * (len(shown) == 1)} for {'themselves' if len(shown) > 1 else 'itself'}, outside the slots",
+        say(
+            "{goal} needs at least {changes} changes that {names} make for themselves, outside the slots"
+            if len(shown) > 1
+            else "{goal} needs at least {changes} changes that {names} makes for itself, outside the slots",
+            goal=goal,
+            changes=rows["changes"].min(),
+            names=say_list(list(map(short_title, shown))),
+        ),
         ax,
     )
     place, colours = np.arange(len(rows)), variant_colours(shown, palette)
@@ -336,9 +357,10 @@ def what_it_would_take(
         for height in (place + offset)[: len(rows) * (variant in claims)]:
             mark_claim(own, [claims[variant]] * 2, [height - 0.19, height + 0.19])
     mark_claim(own, [], [], label="claimed")
-    own.set_yticks(place, [f"set {index + 1}" for index in place])
+    own.set_yticks(place, [say("set {number}", number=index + 1) for index in place])
     own.invert_yaxis()
-    own.set(xlabel=f"parameters, % of HAE ({listed(rows['preset'].unique())})", xlim=(0, 135))
+    presets = say_list(rows["preset"].unique())
+    own.set(xlabel=say("parameters, % of HAE ({presets})", presets=presets), xlim=(0, 135))
     own.grid(axis="y", visible=False)
     legend_outside(figure, ax, "lower center", ncols=3)
     return figure

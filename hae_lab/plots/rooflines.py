@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from hae_lab.checks import require
 from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, write_legend
 
 KIND_STYLES = {
@@ -20,6 +21,7 @@ def roofline(rows: pd.DataFrame) -> Chart:
     Layers without multiply-accumulates have no place on it; the legend says what share of the time they and the others
     take.
     """
+    require(len(rows) > 0, "no layer to draw: the rows are empty")
     figure = new_chart(_title(rows))
     ax = figure.subplots()
     working = rows[(rows["macs"] > 0) & (rows["ms"] > 0)]

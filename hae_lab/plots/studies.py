@@ -129,7 +129,7 @@ def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
 def loss_by_quartile(
     rows: pd.DataFrame,
     *,
-    baseline: str = CONTROL,
+    baseline: str | None = None,
     stats: pd.DataFrame | None = None,
     order: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
@@ -138,8 +138,10 @@ def loss_by_quartile(
     """Loss in each quartile of the timestep, as difference to a baseline in percent of its mean, with 95 % intervals.
 
     Rows: cell, seed, loss_q1 (least noise) to loss_q4. In percent, since the quartiles differ by orders of magnitude.
-    `stats` is what `statistics.quartile_differences` found in the rows. The baseline need not stand in `order`.
+    `stats` is what `statistics.quartile_differences` found in the rows. The baseline need not stand in `order`; it is
+    the control, or else the first cell that is drawn.
     """
+    baseline = baseline or _baseline(rows, order)
     study, rows = rows, in_order(rows, None if order is None else [baseline, *order])
     found = statistics.quartile_differences(rows, baseline) if stats is None else stats
     found = found[found["first"].isin(rows["cell"])]
@@ -165,6 +167,11 @@ def loss_by_quartile(
     note = lines(note, absent(rows["cell"], order))
     cells_legend(figure, {cell: styles[cell] for cell in cells}, note, ax)
     return figure
+
+
+def _baseline(rows: pd.DataFrame, order: Sequence[str] | None) -> str:
+    """What others are compared with unless someone says it: the control where the rows have it."""
+    return CONTROL if CONTROL in set(rows["cell"]) else in_order(rows, order)["cell"].iloc[0]
 
 
 def _quartile_title(found: pd.DataFrame, baseline: str) -> str:

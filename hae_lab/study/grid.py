@@ -260,7 +260,7 @@ def _labels(points: Sequence[Point], base: Mapping[str, Any], experiments: Seque
 def _filled(label: str, settings: Mapping[str, Any]) -> str:
     try:
         for _, name, form, _ in Formatter().parse(label):
-            if name is not None and (name not in settings or not FORMAT.fullmatch(form)):
+            if name is not None and (name not in settings or not FORMAT.fullmatch(form or "")):
                 raise KeyError(name)
         return label.format(**settings)
     except (KeyError, IndexError, ValueError, TypeError):

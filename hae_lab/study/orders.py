@@ -81,6 +81,7 @@ def conclusions_by_seeds(
     rows = question(rows)
     table, margin_percent = seed_table(rows, metric), margin_of(rows, metric)
     pairs = list(pairs or declared_pairs(rows))
+    require(len(pairs) > 0, f"a comparison needs two or more cells, got {list(table.columns)}")
     table = whole_seeds(table, list(dict.fromkeys(cell for pair in pairs for cell in pair)))
     parts = []
     for n_seeds, group, seeds in _groups(table, counts):

@@ -99,16 +99,10 @@ def _scratch(key: str) -> Path:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread for arithmetic: the workers fill the cores already."""
-    import torch
-    from threadpoolctl import threadpool_limits
+    from hae_lab.diffusion.process import threads
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hae_lab.audit import compute_tables, profile_tables, quality_tables, verdicts
-from hae_lab.audit.bench_attention import DENSE, DOCUMENT_LAYER, FLEX, LAYER, SHARED
+from hae_lab.audit.bench_attention import DENSE, DOCUMENT_LAYER, FLEX, LAYER, NATIVE, SHARED
 from hae_lab.audit.benchmarks import DOCUMENTS_WAY
 from hae_lab.audit.claims.base import MACS, MASK, MEMORY, PARAMETERS, REACH, TIME, Evidence, Finding, claim, listed
 from hae_lab.audit.claims.parameters import PRESET, whole_params
@@ -93,15 +93,15 @@ def _measured_layer(rows: pd.DataFrame) -> Iterator[Finding]:
     """The time that a rule saves against every way of attending that is no sparse rule of ours, same run."""
     rows = rows[(rows["part"] == LAYER) & (rows["pass"] == "forward") & (rows["n"] == LARGEST_MAP.n)]
     for _, run in rows.groupby(["device_name", "device", "clock"], sort=False):
-        for rule in ("document", SHARED):
-            for ours in run[run["way"] == rule].to_dict("records"):
-                for other in _denominators(run, rule).to_dict("records"):
+        for way in ("document", SHARED, *NATIVE):
+            for ours in run[run["way"] == way].to_dict("records"):
+                for other in _denominators(run, NATIVE.get(way, way)).to_dict("records"):
                     yield _saved_time(ours, other)
 
 
 def _denominators(run: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The document's layer, PyTorch's kernels, our dense layer; of a kernel for one rule's mask, that of this rule."""
-    others = run[~run["way"].isin(RULES) | (run["way"] == DENSE)]
+    others = run[~run["way"].isin([*RULES, *NATIVE]) | (run["way"] == DENSE)]
     of_rule = others["way"].map(FLEX).fillna(rule) == rule
     return others[of_rule & others["ms_median"].notna()]
 
