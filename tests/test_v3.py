@@ -12,6 +12,7 @@ from hae_lab.audit.clone import read_table
 from hae_lab.audit.rerun import studies
 from hae_lab.audit.search_space import changes
 from hae_lab.diffusion.bounds import loss_bounds
+from hae_lab.plots.searched import COSTS as DRAWN_COSTS
 from hae_lab.profilers import compute
 from hae_lab.profilers.paired import FEWEST
 
@@ -148,7 +149,7 @@ def test_the_figure_shows_the_rows():
     figure = plots.searched(COSTS.reset_index(), QUALITY)
     left, right = figure.axes
     marks = sorted(float(line.get_xdata()[0]) for line in left.lines if line.get_marker() in "osD^")
-    assert marks == pytest.approx(sorted(COSTS[list(plots.searched.__globals__["COSTS"])].to_numpy().ravel()))
+    assert marks == pytest.approx(sorted(COSTS[list(DRAWN_COSTS)].to_numpy().ravel()))
     drawn = sorted(float(bar.lines[0].get_xdata()[0]) for bar in right.containers)
     assert drawn == pytest.approx(sorted(QUALITY.loc[QUALITY["against"] == "hae", "percent"]))
     assert f"{COSTS.loc['v3', 'params_percent_of_hae']:.0f} % of HAE's parameters" in figure.get_suptitle()

@@ -6,8 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from hae_lab.plots.base import INK, PALETTE, Chart, chart, legend_outside, listed, new_chart, variant_title
+from hae_lab.plots.base import INK, PALETTE, Chart, chart, legend_outside, listed, new_chart, span, variant_title
 from hae_lab.plots.verdicts import interval, short_ticks
+from hae_lab.study.equivalence import BETTER, CANNOT_TELL
+from hae_lab.study.equivalence import EQUAL as EQUAL_WORD
 
 COSTS = {
     "params_percent_of_hae": ("parameters", "o"),
@@ -17,6 +19,7 @@ COSTS = {
 }
 EQUAL = {"steps": ("equal steps", "white"), "time": ("equal time", None)}
 PROMISED_PERCENT = 40
+WORDS = {BETTER[0]: "better than", BETTER[1]: "worse than", EQUAL_WORD: "equal to", CANNOT_TELL: "not told from"}
 
 
 @chart
@@ -36,6 +39,8 @@ def searched(costs: pd.DataFrame, quality: pd.DataFrame, name: str = "v3") -> Ch
     _draw_quality(right, against, models, colours)
     left.set_yticks(range(len(models)), [variant_title(model) for model in models])
     left.set_ylim(len(models) - 0.5, -0.5)
+    left.grid(axis="y", visible=False)
+    right.grid(axis="y", visible=False)
     legend_outside(figure, None, "lower center", handles=_marks(colours), ncols=4)
     return figure
 
@@ -46,7 +51,7 @@ def _draw_costs(ax: Axes, costs: pd.DataFrame) -> None:
             ax.plot(row[column], place, marker, color=INK, markersize=7, markerfacecolor="none")
     ax.axvline(PROMISED_PERCENT, color=INK, linestyle=":", linewidth=1)
     ax.set_xlim(0, None)
-    ax.set_xlabel(f"% of HAE; dotted: the promised {PROMISED_PERCENT} %")
+    ax.set_xlabel(f"cost, % of HAE\ndotted: {PROMISED_PERCENT} %")
     short_ticks(ax.xaxis, 5)
 
 
@@ -60,7 +65,7 @@ def _draw_quality(ax: Axes, rows: pd.DataFrame, models: list[str], colours: Mapp
         style = {"color": colour, "marker": "o", "markerfacecolor": fill, "markersize": 6, "linewidth": 1.5}
         interval(ax, models.index(row["variant"]) + offset, shown, centre="mean", lying=True, capsize=2, **style)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_xlabel("loss − HAE's, % (95 % interval over seeds)\nleft of the line is better")
+    ax.set_xlabel("loss − HAE's, %\nmean, 95 % interval")
     short_ticks(ax.xaxis, 5)
 
 
@@ -79,14 +84,11 @@ def _marks(colours: Mapping[str, str]) -> list[Line2D]:
 
 def _title(costs: pd.Series, quality: pd.DataFrame, name: str) -> str:
     """The costs of the model, and the verdicts at equal time."""
+    at_time = quality[quality["equal"] == "time"]
     said = [
-        f"{variant_title(row.against)} on {row.data} {_word(row.verdict)}"
-        for row in quality[quality["equal"] == "time"].itertuples()
+        f"{WORDS[verdict]} {listed([variant_title(other) for other in rows['against']])} on {data}"
+        for (data, verdict), rows in at_time.groupby(["data", "verdict"], sort=False)
     ]
     params, time = costs["params_percent_of_hae"], costs["training_percent_of_hae"]
     cost = f"{params:.0f} % of HAE's parameters, {time:.0f} % of its time"
-    return f"{variant_title(name)}: {cost}; at equal time against {listed(said)}"
-
-
-def _word(verdict: str) -> str:
-    return {"first better": "better", "second better": "worse"}.get(verdict, verdict)
+    return f"{variant_title(name)}: {cost}; after equal time {listed(said)} ({span(at_time['n_seeds'])} seeds)"
