@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         add_train,
         add_sample,
         add_study,
+        add_search,
         add_show,
         add_profile,
         add_notebooks,
@@ -172,6 +173,15 @@ def add_study(commands: Commands) -> None:
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where tables go (default: runs)"
     )
     command.set_defaults(run=run_study)
+
+
+def add_search(commands: Commands) -> None:
+    command = commands.add_parser("search", help="search a v3: candidates from optuna, halved on longer runs")
+    command.add_argument(
+        "--store", type=Path, default=Path("runs/search/runs.sqlite"), metavar="PATH", help="keeps runs and times"
+    )
+    command.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where v3_search.csv goes")
+    command.set_defaults(run=run_search)
 
 
 def add_show(commands: Commands) -> None:
@@ -438,6 +448,13 @@ def run_study(options: argparse.Namespace) -> None:
     needed = len(study.needed(options.store))
     missing = needed - len(rows)
     require(not missing, f"{missing} of {needed} runs of {study.name} are missing from these tables")
+
+
+def run_search(options: argparse.Namespace) -> None:
+    from hae_lab.audit.search import search
+    from hae_lab.tables import write
+
+    print(write(search(options.store, print), options.out / "v3_search.csv"))
 
 
 def draw_study(rows: Any, curves: Any, stem: Path) -> None:

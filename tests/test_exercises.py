@@ -62,6 +62,17 @@ def library_holm(p_values):
     return multipletests(p_values, method="holm")[1]
 
 
+def on_front(costs, losses):
+    """Cheapest first, the better first of equals: on the front is what is better than all before, and its doubles."""
+    order = sorted(range(len(costs)), key=lambda place: (costs[place], losses[place]))
+    found, best = [False] * len(costs), (float("inf"), float("inf"))
+    for place in order:
+        if losses[place] < best[0]:
+            best = losses[place], costs[place]
+        found[place] = (losses[place], costs[place]) == best
+    return found
+
+
 RIGHT = {
     exercises.check_count_parameters: lambda module: sum(p.numel() for p in module.parameters()),
     exercises.check_ddim_step: ddim,
@@ -74,6 +85,7 @@ RIGHT = {
     exercises.check_cross_mask: cross_mask,
     exercises.check_attention_macs: attention_macs,
     exercises.check_holm: library_holm,
+    exercises.check_on_front: on_front,
     exercises.check_verdict_of: verdict_of,
 }
 
@@ -121,6 +133,19 @@ WRONG = {
         exercises.check_holm,
         lambda p_values: [(len(p_values) - sum(each < p for each in p_values)) * p for p in p_values],
         "0.0600 would be right, got 0.0400",
+    ),
+    "ties of one": (
+        exercises.check_on_front,
+        lambda costs, losses: [
+            not any(a < cost and b < loss for a, b in zip(costs, losses, strict=True))
+            for cost, loss in zip(costs, losses, strict=True)
+        ],
+        "[True, False, False] would be right",
+    ),
+    "ties of both": (
+        exercises.check_on_front,
+        lambda costs, losses: [each and costs[0] != costs[-1] for each in on_front(costs, losses)],
+        "costs (2.0, 2.0), losses (1.0, 1.0): [True, True] would be right",
     ),
     "less than one": (exercises.check_mlp_params, lambda C, r: 2 * C * int(C * r) + int(C * r) + C, "C = 6, r = 0.1"),
     "one side": (

@@ -20,6 +20,7 @@ OF_THE_DOCUMENT = {
     "published_counts", "block_coefficients", "feasibility", "slot_waterfall", "impossibility", "what_it_would_take",
     "paper_formula", "visibility", "quality_differences", "quality_order", "slot_effects", "sample_floor", "claims",
     "public_counts", "training_memory_by_rule", "slopes", "one_change_less", "gain_shares", "quality_controls",
+    "v3_sweep", "v3", "v3_quality",
 }  # fmt: skip
 
 

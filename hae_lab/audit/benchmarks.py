@@ -20,6 +20,7 @@ from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed
 from hae_lab.audit.bench_compile import bench_compile
 from hae_lab.audit.bench_deployment import bench_deployment
 from hae_lab.audit.bench_layers import bench_layers
+from hae_lab.audit.bench_v3 import bench_v3
 from hae_lab.checks import require, require_name
 from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.training import Recipe, train
@@ -127,6 +128,7 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "model": bench_model,
     "training": bench_training,
     "layers": bench_layers,
+    "v3": bench_v3,
     "compile": bench_compile,
     "deployment": bench_deployment,
 }

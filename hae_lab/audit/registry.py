@@ -19,6 +19,8 @@ from hae_lab.audit import (
     parameter_tables,
     profile_tables,
     quality_tables,
+    search_space,
+    v3_tables,
 )
 from hae_lab.audit.claims import ledger
 from hae_lab.audit.clone import read_table
@@ -82,6 +84,9 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "quality_order": lambda: quality_tables.quality_order(Measured()),
     "slot_effects": lambda: quality_tables.slot_effects(Measured().slots),
     "sample_floor": lambda: quality_tables.sample_floor(Measured().samples),
+    "v3_sweep": search_space.sweep,
+    "v3": lambda: v3_tables.v3_costs(Measured().bench_v3),
+    "v3_quality": lambda: v3_tables.v3_quality(Measured().studies),
     "claims": lambda: ledger.rows(Measured()),
 }
 
@@ -168,6 +173,7 @@ FIGURES: dict[str, FigureSource] = {
     "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
     "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
+    "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),
     "what_a_model_needs": FigureSource(plots.what_a_model_needs, ("what_a_model_uses",)),
 }

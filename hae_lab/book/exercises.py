@@ -202,6 +202,26 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return [min(1.0, max(s for s, each in zip(scaled, p_values, strict=True) if each <= p)) for p in p_values]
 
 
+def check_on_front(function: Callable[[Sequence[float], Sequence[float]], Sequence[bool]]) -> str:
+    """`function(costs, losses)`: of each model, whether none is as cheap and as good, and better in one of the two."""
+    cases = (
+        ((1.0, 2.0, 3.0), (3.0, 2.0, 1.0)),
+        ((1.0, 2.0, 3.0), (1.0, 2.0, 0.5)),
+        ((2.0, 2.0, 5.0), (1.0, 4.0, 1.0)),
+        ((2.0, 2.0), (1.0, 1.0)),
+    )
+    for costs, losses in cases:
+        found, right = [bool(each) for each in function(costs, losses)], _on_front(costs, losses)
+        _same(f"costs {costs}, losses {losses}", found, right)
+    return "right: also where two are equal in one, or in both"
+
+
+def _on_front(costs: Sequence[float], losses: Sequence[float]) -> list[bool]:
+    """By the definition, pair by pair."""
+    models = list(zip(costs, losses, strict=True))
+    return [not any(a <= cost and b <= loss and (a, b) != (cost, loss) for a, b in models) for cost, loss in models]
+
+
 def _same(case: str, found: Any, right: Any) -> None:
     require(found == right, f"{case}: {right} would be right, got {found}")
 
