@@ -29,7 +29,7 @@ def params(model_config) -> int:
 # one delta
 
 
-@pytest.mark.parametrize("study", ["v3"])
+@pytest.mark.parametrize("study", ["v3", "v3_phantoms"])
 def test_the_study_trains_what_the_search_chose(study):
     models = v3_tables.v3_models()
     found = {cell.label.removesuffix(AT_TIME): cell.experiment.config for cell in STUDIES[study].cells}
@@ -57,7 +57,7 @@ def test_the_delta_names_what_differs_from_hae_and_fits_every_body():
         assert config("hae", preset, **v3_tables.v3_changes()).channel_mult == (1, 1, 1)
 
 
-@pytest.mark.parametrize("study", ["v3"])
+@pytest.mark.parametrize("study", ["v3", "v3_phantoms"])
 def test_steps_at_equal_time_follow_from_the_measured_times(study):
     ms = COSTS["training_ms"]
     for cell in STUDIES[study].cells:

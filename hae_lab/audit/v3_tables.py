@@ -23,7 +23,7 @@ from hae_lab.study.power import ALPHA
 V3, TIME = "v3", "time"
 OWN_BODY = "v3 without blocks"
 RATES = "attention_resolutions"
-STUDIES = {"twins": ("twins", "v3")}  # by data: the variants', and that of v3
+STUDIES = {"twins": ("twins", "v3"), "phantoms": ("variants", "v3_phantoms")}  # by data: that of the variants, and v3's
 PASSES = {"training step": "training", "forward": "denoising"}  # of `hae-lab bench v3`
 Measurements = Mapping[str, pd.DataFrame]
 
