@@ -18,6 +18,7 @@ from hae_lab.parts import load_module
 from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
 SAME_RUN = 1e-3  # relative difference of a metric that two computers may make of one run
+EXPORTED = {"onnx": ".onnx", "int8": "-int8.onnx", "pt2": ".pt2", "page": ".html"}  # formats, and how files end
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 
 
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         add_site,
         add_report,
         add_bench,
+        add_export,
     ):
         add(commands)
     return top
@@ -229,7 +231,7 @@ def add_report(commands: Commands) -> None:
 
 def add_bench(commands: Commands) -> None:
     command = commands.add_parser("bench", help="measure on this computer and keep the rows")
-    command.add_argument("what", help="masks, attention, model or training")
+    command.add_argument("what", help="masks, attention, model, training, layers, compile or deployment")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     command.add_argument(
         "--out",
@@ -239,6 +241,25 @@ def add_bench(commands: Commands) -> None:
         help="where data/ is (default: runs; with . they replace this computer's committed rows)",
     )
     command.set_defaults(run=run_bench)
+
+
+def add_export(commands: Commands) -> None:
+    command = commands.add_parser("export", help="a model as a file for other runtimes, or as a page that draws")
+    command.add_argument("variant", help=", ".join(VARIANTS))
+    command.add_argument("--preset", default="lesson16", help="default: lesson16")
+    command.add_argument("--rule", metavar="NAME", help="mask rule (default: the preset's)")
+    command.add_argument("--classes", type=int, metavar="N", help="labels that the model knows (default: the preset's)")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights (default: fresh ones)")
+    command.add_argument(
+        "--format",
+        default="onnx",
+        choices=list(EXPORTED),
+        help="onnx; int8: ONNX, eight bits a weight; pt2: torch.export; page: HTML that draws without a network",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: runs/VARIANT-PRESET and the ending of the format"
+    )
+    command.set_defaults(run=run_export)
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
@@ -503,6 +524,26 @@ def run_bench(options: argparse.Namespace) -> None:
     path, rows = benchmarks.bench(options.what, options.out / "data", options.device)
     print(rows.to_string(index=False))
     print(f"\nrows kept in {path.resolve()}")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    from hae_lab.deploy.export import export
+    from hae_lab.deploy.page import write_page
+    from hae_lab.models import build, load_checkpoint
+
+    changes = {"mask_rule": options.rule, "num_classes": options.classes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    model_config = config(options.variant, options.preset, **changes)
+    model = load_checkpoint(options.checkpoint, model_config) if options.checkpoint else build(model_config)
+    out = options.out or Path("runs") / f"{options.variant}-{options.preset}{EXPORTED[options.format]}"
+    if options.format == "page":
+        made = write_page(model, out, variant_title(options.variant))
+    else:
+        made = export(model, out, options.format)
+    print(f"{made.file_bytes / 1e6:.1f} MB in {made.path.resolve()}")
+    print(f"largest difference to the model {made.difference:.2g}, of outputs up to {made.largest_output:.3g}")
+    if not made.largest_output:
+        print("all outputs are 0, since the last layer of a fresh model is: give the weights with --checkpoint")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

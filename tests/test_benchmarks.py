@@ -10,8 +10,9 @@ from torch import nn
 
 import hae_lab.presets
 from hae_lab import HAELabError, build, rules, tables
-from hae_lab.audit import baselines, bench_attention, bench_compile, bench_layers, benchmarks
+from hae_lab.audit import baselines, bench_attention, bench_compile, bench_deployment, bench_layers, benchmarks
 from hae_lab.audit.clone import read_table
+from hae_lab.audit.lessons import lesson_model
 from hae_lab.diffusion.data import phantoms
 from hae_lab.masks import TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
@@ -243,7 +244,7 @@ def test_committed_rows_have_the_columns_of_the_benchmark(what):
     rows = read_table(f"bench_{what}_cpu")
     assert list(rows.columns) == [name for name in benchmarks.COLUMNS if name in rows.columns]
     assert not rows[[name for name in rows.columns if name != "way"]].isna().all().any()
-    keys = ("variant", "preset", "part", "mask_rule", "way", "pass", "map", "path", "kind", "device_name")
+    keys = ("variant", "preset", "part", "mask_rule", "way", "pass", "map", "path", "kind", "steps", "device_name")
     assert not rows.duplicated([name for name in keys if name in rows.columns]).any()
     for names in (("ms_q1", "ms_median", "ms_q3"), ("speed_up_q1", "speed_up", "speed_up_q3")):
         if set(names) <= set(rows.columns):
@@ -279,6 +280,41 @@ def test_compiled_models_run_beside_eager_ones(monkeypatch):
     assert rows["against"].fillna("").tolist() == ["", "eager", "eager"] * 2
     assert rows["verdict"].notna().tolist() == [False, True, True] * 2
     assert set(rows["map"]) == {"16x16"}
+
+
+@pytest.mark.slow
+def test_a_model_is_measured_where_it_is_deployed():
+    case = bench_deployment.Deployed("lite", "tiny", "window2d")
+    rows = bench_deployment.bench_deployment(cases=[case]).set_index("way")
+    assert list(rows.index) == ["torch eager", "onnxruntime", "onnxruntime int8"]
+    assert set(rows["steps"]) == {1}  # a model without training draws nothing
+    assert rows["speed_up"].iloc[0] == 1
+    assert rows["against"].fillna("").tolist() == ["", "torch eager", "torch eager"]
+    weights = 4 * sum(p.numel() for p in build("lite", "tiny").parameters())
+    assert weights < rows.loc["torch eager", "file_bytes"] < 1.1 * weights
+    assert rows.loc["onnxruntime int8", "file_bytes"] < 0.7 * rows.loc["onnxruntime", "file_bytes"]
+    assert rows.loc["onnxruntime", "largest_difference"] < 1e-4 < rows.loc["onnxruntime int8", "largest_difference"]
+    assert rows["process_bytes"].min() > rows["file_bytes"].max()
+    assert rows.loc["onnxruntime", "process_bytes"] < rows.loc["torch eager", "process_bytes"] / 2
+
+
+def test_a_deployed_model_s_loss_stands_beside_that_of_torch(monkeypatch):
+    monkeypatch.setattr(bench_deployment, "HELD_OUT", 4)
+    model, worse = lesson_model("v2"), lesson_model("v2")
+    nn.init.constant_(worse.out[-1].bias, 0.2)
+    case = bench_deployment.CASES[2]
+    assert case == ("v2", "lesson32", "document")
+    found = bench_deployment._losses({"torch eager": model, "onnxruntime": model, "onnxruntime int8": worse}, case)
+    assert found["loss"]["torch eager"] == found["loss"]["onnxruntime"] < found["loss"]["onnxruntime int8"]
+    assert found["loss_percent"]["onnxruntime"] == 0
+    above = found["loss"]["onnxruntime int8"] / found["loss"]["torch eager"] - 1
+    assert found["loss_percent"]["onnxruntime int8"] == pytest.approx(100 * above)
+    assert "torch eager" not in found["loss_percent"]
+
+
+def test_deployment_is_measured_on_the_cpu():
+    with pytest.raises(HAELabError, match="deployment is measured on the CPU, got the device 'cuda'"):
+        bench_deployment.bench_deployment("cuda")
 
 
 def test_layers_are_measured_with_gradients_and_without(monkeypatch):

@@ -10,7 +10,10 @@ from hae_lab import HAELabError
 from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
 
-COMMANDS = ("reproduce", "audit", "train", "sample", "study", "show", "profile", "notebooks", "site", "report", "bench")
+COMMANDS = (
+    "reproduce", "audit", "train", "sample", "study", "show", "profile", "notebooks", "site", "report", "bench",
+    "export",
+)  # fmt: skip
 HELP = f"""
 import sys
 from contextlib import suppress

@@ -12,8 +12,8 @@ from house import PACKAGE, House, report
 
 # bottom to top, one room a floor; hae_lab/README.md draws the same house
 FLOORS = (
-    "checks files tables sources parts masks rules family presets models profilers diffusion study plots explorer "
-    "audit book __main__"
+    "checks files tables sources parts masks rules family presets models profilers diffusion deploy study plots "
+    "explorer audit book __main__"
 ).split()
 LINE = FLOORS.index("audit")  # from here up a clone is needed
 WITHOUT_TORCH = FLOORS[: FLOORS.index("models")]

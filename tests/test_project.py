@@ -31,7 +31,7 @@ def test_environment_lists_the_same_names_and_bounds():
     *lines, pip = environment["dependencies"]
     conda = bounds(lines)
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    assert pip == {"pip": ["-e .[cluster,parquet,mri,zh]"]}
+    assert pip == {"pip": ["-e .[cluster,parquet,mri,zh,deploy]"]}
     assert conda.pop("pip") == SpecifierSet()
     python = conda.pop("python")
     assert any(spec.operator == ">=" and spec.version == "3.11" for spec in python)

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import shutil
 from dataclasses import is_dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -12,11 +13,13 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
-from browser import PROJECT, chromium_page, keep_picture
+from browser import PROJECT, chromium_page, keep_picture, missing
 
 import hae_lab
 from hae_lab import HAELabError
-from hae_lab.book import api, notebooks, site
+from hae_lab.audit.lessons import RECIPE
+from hae_lab.book import api, denoiser, notebooks, site
+from hae_lab.deploy.web_runtime import web_runtime
 
 NEEDS_SPHINX = pytest.mark.slow
 LINKED = re.compile(r'(?:href|src)="([^"#?]+)')
@@ -72,6 +75,31 @@ def test_files_outside_the_project_are_not_staged(tmp_path):
     folder = make_project(tmp_path / "project", **{"README.md": "# Project\n\n[out](../secret.txt)\n"})
     site.stage(notebooks.find(folder), tmp_path / "staged")
     assert not list(tmp_path.glob("staged/**/secret.txt"))
+
+
+def test_a_project_with_the_lesson_model_has_a_page_that_draws(tmp_path, monkeypatch):
+    folder = make_project(tmp_path / "project")
+    for_page = denoiser.model_file(tmp_path / "project")
+    for_page.parent.mkdir(parents=True)
+    shutil.copyfile(denoiser.model_file(PROJECT), for_page)
+    made = []
+    monkeypatch.setattr(denoiser, "write_page", lambda model, path, *rest: made.append((path, rest)))
+    assert site.stage(notebooks.find(folder), tmp_path / "staged") == []
+    assert made == [(tmp_path / "staged" / "_static" / "denoiser.html", (denoiser.TITLE, RECIPE, denoiser.LABELS))]
+    assert "explorer\ndenoiser\napi/index\n" in (tmp_path / "staged" / "index.md").read_text()
+    assert "<iframe" in (tmp_path / "staged" / "denoiser.md").read_text()
+
+
+def test_a_page_that_cannot_draw_says_why(tmp_path, monkeypatch):
+    def write_page(*arguments):
+        raise HAELabError("install Node.js")
+
+    monkeypatch.setattr(denoiser, "write_page", write_page)
+    (tmp_path / "_static").mkdir()
+    assert denoiser.stage(PROJECT, tmp_path) == "no model draws on the site: install Node.js"
+    page = (tmp_path / "denoiser.md").read_text()
+    assert "It was built without that: install Node.js." in page
+    assert "iframe" not in page
 
 
 def test_solutions_are_folded_and_nothing_else(tmp_path):
@@ -228,6 +256,10 @@ def test_a_second_site_replaces_the_first_and_a_failed_one_does_not(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.browser
 def test_every_page_opens_from_disk_without_a_network(tmp_path):
+    try:
+        web_runtime()
+    except HAELabError as error:
+        missing(f"onnxruntime-web ({error})")
     built = site.build_site(PROJECT / "notebooks", tmp_path / "site")
     assert built.warnings == ()
     assert dead_links(tmp_path / "site") == []
@@ -236,16 +268,18 @@ def test_every_page_opens_from_disk_without_a_network(tmp_path):
     reference = sorted((tmp_path / "site").glob("api/*.html"))
     assert len(reference) == len(api.pages())
     paths += [tmp_path / "site" / "explorer.html", *reference]
+    paths.append(tmp_path / "site" / "denoiser.html")
     with chromium_page(offline=True) as (page, watched):
         formulas = [check_page(page, path) for path in paths]
         check_explorer(page, tmp_path / "site" / "explorer.html")
+        check_denoiser(page, tmp_path / "site" / "denoiser.html")
         search(page, tmp_path / "site", "projections")
         keep_picture(page, "site_search")
         page.goto(built.index.as_uri())
         keep_picture(page, "site")
     assert sum(formulas) > 0
     assert watched.hosts() == set()
-    assert {url.split(":")[0] for url in watched.urls} <= {"file", "data"}
+    assert {url.split(":")[0] for url in watched.urls} <= {"file", "data", "blob"}
     assert watched.complaints == []
 
 
@@ -273,6 +307,14 @@ def check_explorer(page, path: Path) -> None:
     page.locator("select[name=rule]").select_option("window2d")
     page.locator(".hae-numbers", has_text="seen").wait_for(timeout=10_000)
     keep_picture(page, "site_explorer")
+
+
+def check_denoiser(page, path: Path) -> None:
+    """The model draws in its frame; that it draws torch's samples is tested in `test_denoiser_page.py`."""
+    page.goto(path.as_uri())
+    status = page.frame_locator("iframe").locator(".hae-status", has_text="step 25 of 25")
+    status.wait_for(timeout=120_000)
+    keep_picture(page, "site_denoiser")
 
 
 def search(page, folder: Path, word: str) -> None:

@@ -70,13 +70,17 @@ def printed(done: subprocess.CompletedProcess) -> str:
     return done.stdout.strip()
 
 
-def test_the_wheel_holds_every_module_and_the_page_of_the_explorer(wheel):
+def test_the_wheel_holds_every_module_and_the_pages(wheel):
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {path.relative_to(CLONE).as_posix() for path in (CLONE / "hae_lab").rglob("*.py")}
-    pages = {path.relative_to(CLONE).as_posix() for path in (CLONE / "hae_lab" / "explorer").glob("*.js")}
-    assert pages
-    assert names == sources | pages | {"hae_lab/py.typed"}
+    others = {
+        path.relative_to(CLONE).as_posix()
+        for kind in ("js", "toml", "cpp")
+        for path in (CLONE / "hae_lab").glob(f"*/*.{kind}")
+    }
+    assert {"hae_lab/explorer/grid.js", "hae_lab/deploy/denoiser.js"} < others
+    assert names == sources | others | {"hae_lab/py.typed"}
 
 
 def test_the_clone_is_out_of_reach(python, installed):
@@ -147,6 +151,12 @@ def test_training_and_a_study(python, tmp_path):
 
 def test_show(python):
     assert "shared_patch_embed" in printed(python("-m", "hae_lab", "show", "lite", "--preset", "tiny"))
+
+
+def test_models_are_exported_without_a_clone(python, tmp_path):
+    done = python("-m", "hae_lab", "export", "v2", "--preset", "tiny", "--format", "pt2", "--out", "v2.pt2")
+    assert str(tmp_path / "v2.pt2") in printed(done)
+    assert (tmp_path / "v2.pt2").stat().st_size > 4 * 100_000
 
 
 # above the line: a clone is needed

@@ -1,4 +1,4 @@
-"""What `hae-lab bench` measures: masks, attention layers, models, training steps; a table and a file each.
+"""What `hae-lab bench` measures: masks, attention, models, training, deployment; a table and a file each.
 
 A row is what one way takes; `speed_up` is the time of the baseline's way over it, on the same map, or of the same
 variant.
@@ -18,6 +18,7 @@ from hae_lab import rules, tables
 from hae_lab.audit.baselines import document_mask_loop, the_documents_way
 from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed_up
 from hae_lab.audit.bench_compile import bench_compile
+from hae_lab.audit.bench_deployment import bench_deployment
 from hae_lab.audit.bench_layers import bench_layers
 from hae_lab.audit.bench_v3 import bench_v3
 from hae_lab.checks import require, require_name
@@ -39,8 +40,9 @@ COLUMNS = (
     "kind", "calls", "forward_ms", "backward_ms", "ms", "share_percent", "macs", "bytes_moved", "flops_per_byte",
     "gflops_per_second", "peak_gflops_per_second", "gbytes_per_second", "step_ms", "overhead_percent", "ms_median",
     "ms_q1", "ms_q3", "speed_up", "speed_up_q1", "speed_up_q3", "compile_s", "speed_up_sdpa", "speed_up_dense",
-    "against", "faster_percent", "p_value", "equal_within_percent", "verdict", "limit", "peak_bytes", "repeats",
-    "threads", "clock", "device", "device_name", "system", "python", "torch", "numpy",
+    "steps", "against", "faster_percent", "p_value", "equal_within_percent", "verdict", "limit", "peak_bytes",
+    "file_bytes", "process_bytes", "loss", "loss_percent", "largest_difference", "repeats", "threads", "clock",
+    "device", "device_name", "system", "python", "torch", "numpy",
 )  # fmt: skip
 
 Case = Callable[[], object]
@@ -128,6 +130,7 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "layers": bench_layers,
     "v3": bench_v3,
     "compile": bench_compile,
+    "deployment": bench_deployment,
 }
 
 

@@ -32,6 +32,7 @@ class Measured:
     bench_attention = _table("bench_attention_cpu")
     bench_model = _table("bench_model_cpu")
     bench_training = _table("bench_training_cpu")
+    bench_deployment = _table("bench_deployment_cpu")
     bench_v3 = _table("bench_v3_cpu")
     variants = _table("study_variants")
     slots = _table("study_slots")

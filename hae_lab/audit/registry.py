@@ -13,6 +13,7 @@ import pandas as pd
 from hae_lab import plots
 from hae_lab.audit import (
     compute_tables,
+    deployment_tables,
     gain_tables,
     lesion_tables,
     parameter_tables,
@@ -76,6 +77,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "training_memory": profile_tables.training_memory_rows,
     "training_memory_by_rule": profile_tables.training_memory_by_rule,
     "variants_together": lambda: compute_tables.variants_together(Measured().bench_model),
+    "deployment": lambda: deployment_tables.deployment(Measured()),
     "quality_differences": lambda: quality_tables.quality_differences(Measured()),
     "gain_shares": lambda: gain_tables.gain_shares(Measured()),
     "quality_controls": lambda: quality_tables.quality_controls(Measured()),

@@ -1,4 +1,5 @@
-"""The reading site: README, notebooks, mask explorer and API as pages that open from disk, without kernel and network.
+"""The reading site: README, notebooks, mask explorer, a model that draws, and API as pages that open from
+disk, without kernel and network.
 
 Sphinx with myst-nb and furo, in a process of its own, over staged copies. The pages show the committed outputs.
 """
@@ -16,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from hae_lab.audit.registry import figures
-from hae_lab.book import api, notebooks, provenance
+from hae_lab.book import api, denoiser, notebooks, provenance
 from hae_lab.checks import HAELabError, require
 from hae_lab.explorer.page import page_html
 
@@ -70,7 +71,7 @@ LINK = re.compile(r"""(?:\]\(|src=")(?![a-z]+:|#)([^)"#\s]+)""")
 
 @dataclass(frozen=True)
 class Site:
-    """A built site: its first page, and what Sphinx complained about."""
+    """A built site: its first page, what Sphinx complained about, and what is missing."""
 
     index: Path
     warnings: tuple[str, ...]
@@ -89,8 +90,7 @@ def build_site(notebooks_folder: str | Path, out: str | Path) -> Site:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hae-lab-site-", dir=out.parent) as name:
         source, built = Path(name, "source"), Path(name, "built")
-        stage(paths, source)
-        warnings = _sphinx(source, built)
+        warnings = (*stage(paths, source), *_sphinx(source, built))
         _trim(built / "_static" / "mathjax")
         (built / MANIFEST).write_text("\n".join(_files(built)) + "\n", encoding="utf-8")
         if out.exists():
@@ -118,8 +118,11 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def stage(paths: list[Path], source: Path) -> None:
-    """Copy what Sphinx reads: README as the index, the notebooks, the files that they link to; add the API."""
+def stage(paths: list[Path], source: Path) -> list[str]:
+    """Copy what Sphinx reads: README as the index, the notebooks, the files that they link to; add the API.
+
+    Returns what is missing. The page that draws is a project's that has the lesson model.
+    """
     folder = paths[0].parent
     project = folder.parent
     source.mkdir()
@@ -129,7 +132,8 @@ def stage(paths: list[Path], source: Path) -> None:
     readme = project / "README.md"
     text = with_sources(readme.read_text(encoding="utf-8") if readme.exists() else "# Notebooks\n")
     contents = _contents("Notebooks", [f"{folder.name}/{path.stem}" for path in paths])
-    contents += _contents("Reference", ["explorer", "api/index"])
+    draws = denoiser.model_file(project).is_file()
+    contents += _contents("Reference", ["explorer", *["denoiser"] * draws, "api/index"])
     (source / "index.md").write_text(f"{text}\n{contents}", encoding="utf-8")
     (source / "explorer.md").write_text(EXPLORER.format(page_html()), encoding="utf-8")
     (source / "api").mkdir()
@@ -144,6 +148,8 @@ def stage(paths: list[Path], source: Path) -> None:
         notebook.metadata.setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})  # colours
         notebook = with_explorer_links(with_hidden_solutions(notebook))
         notebooks.write(notebook, source / folder.name / path.name)
+    missing = denoiser.stage(project, source) if draws else None
+    return [missing] if missing else []
 
 
 def with_sources(text: str) -> str:
