@@ -1,0 +1,24 @@
+"""Which test files speak of a module: the quickest to notice a fault first."""
+
+SUITES = {
+    "masks": ("test_masks", "test_rules"),
+    "rules": ("test_rules", "test_mask_rules", "test_masks"),
+    "checks": ("test_parts", "test_rules", "test_masks", "test_statistics"),
+    "tables": ("test_tables",),
+    "files": ("test_files",),
+    "family": ("test_parts", "test_family", "test_names"),
+    "study/equivalence": ("test_verdict_rates", "test_study_roles", "test_statistics"),
+    "study/comparisons": ("test_study_answers", "test_study_roles"),
+    "study/statistics": ("test_statistics",),
+    "study/tradeoffs": ("test_statistics",),
+    "study/power": ("test_statistics",),
+    "audit/verdicts": ("test_claims", "test_ledger_numbers"),
+    "profilers/formulas": ("test_formulas", "test_parameters"),
+    "models/attention": ("test_models",),
+    "models/columns": ("test_kernels",),
+    "models/layers": ("test_models",),
+    "plots/base": ("test_plots_numbers", "test_plots_colours"),
+    "plots/parameters": ("test_plots_numbers",),
+    "plots/compute": ("test_plots_numbers",),
+    "plots/studies": ("test_plots_numbers", "test_study_plots"),
+}
