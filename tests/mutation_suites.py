@@ -17,8 +17,8 @@ SUITES = {
     "models/attention": ("test_models",),
     "models/columns": ("test_kernels",),
     "models/layers": ("test_models",),
-    "plots/base": ("test_plots_numbers", "test_plots_colours"),
-    "plots/parameters": ("test_plots_numbers",),
-    "plots/compute": ("test_plots_numbers",),
-    "plots/studies": ("test_plots_numbers", "test_study_plots"),
+    "plots/base": ("test_plots_axes", "test_plots_colours", "test_plots_numbers"),
+    "plots/parameters": ("test_plots_axes", "test_plots_numbers"),
+    "plots/compute": ("test_plots_axes", "test_plots_numbers"),
+    "plots/studies": ("test_plots_axes", "test_plots_numbers", "test_study_plots"),
 }
