@@ -12,7 +12,7 @@ SUITES = {
     "study/statistics": ("test_statistics",),
     "study/tradeoffs": ("test_statistics",),
     "study/power": ("test_statistics",),
-    "audit/verdicts": ("test_claims", "test_ledger_numbers"),
+    "audit/verdicts": ("test_claims",),
     "profilers/formulas": ("test_formulas",),
     "models/attention": ("test_models",),
     "models/columns": ("test_kernels",),
