@@ -7,7 +7,7 @@ SUITES = {
     "tables": ("test_tables",),
     "files": ("test_files",),
     "family": ("test_parts", "test_family", "test_names"),
-    "study/equivalence": ("test_statistics", "test_study_roles"),
+    "study/equivalence": ("test_equivalence", "test_statistics"),
     "study/comparisons": ("test_study_roles", "test_study_answers"),
     "study/statistics": ("test_statistics",),
     "study/tradeoffs": ("test_statistics",),
