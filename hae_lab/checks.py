@@ -43,7 +43,7 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number: Python's, numpy's or a 0-d array's; truth values are none."""
-    if isinstance(value, str | bytes) or (not is_whole(value) and not hasattr(value, "__float__")):
+    if isinstance(value, str | bytes) or type(value).__name__ in ("bool", "bool_") or not hasattr(value, "__float__"):
         return False
     try:
         return isfinite(float(value))

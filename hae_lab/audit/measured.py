@@ -26,7 +26,7 @@ class Measured:
     """
 
     read: Callable[[str], pd.DataFrame] = read_table
-    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     bench_masks = _table("bench_masks_cpu")
     bench_attention = _table("bench_attention_cpu")
