@@ -83,11 +83,11 @@ def _marks(colours: Mapping[str, str]) -> list[Line2D]:
 
 
 def _title(costs: pd.Series, quality: pd.DataFrame, name: str) -> str:
-    """The costs of the model, and the verdicts at equal time."""
-    at_time = quality[quality["equal"] == "time"]
+    """The costs of the model, and its verdicts against HAE at equal time."""
+    at_time = quality[(quality["equal"] == "time") & (quality["against"] == "hae")]
     said = [
-        f"{WORDS[verdict]} {listed([variant_title(other) for other in rows['against']])} on {data}"
-        for (data, verdict), rows in at_time.groupby(["data", "verdict"], sort=False)
+        f"{WORDS[verdict]} {variant_title('hae')} on {listed(list(rows['data']))}"
+        for verdict, rows in at_time.groupby("verdict", sort=False)
     ]
     params, time = costs["params_percent_of_hae"], costs["training_percent_of_hae"]
     cost = f"{params:.0f} % of HAE's parameters, {time:.0f} % of its time"
