@@ -77,10 +77,10 @@ def _seconds(folder: Path) -> str:
     if not path.exists():
         return ""
     rows = tables.read(path)
-    minutes = max(1, round(rows["seconds"].sum() / 60))
+    seconds = 10 * max(1, round(rows["seconds"].sum() / 10))
     line = say(
-        "`reproduce` makes {tables} tables and {figures} figures in about {minutes} minutes of CPU time ({device}).",
-        tables=(rows["output_kind"] == "table").sum(), figures=(rows["output_kind"] == "figure").sum(), minutes=minutes,
+        "`reproduce` makes {tables} tables and {figures} figures in about {seconds} s of CPU time ({device}).",
+        tables=(rows["output_kind"] == "table").sum(), figures=(rows["output_kind"] == "figure").sum(), seconds=seconds,
         device=rows["device_name"].iloc[0],
     )  # fmt: skip
     return f"\n\n{line}"
