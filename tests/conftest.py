@@ -1,6 +1,7 @@
 """What several test files share: one thread a worker, and a look at the global random states."""
 
 import random
+import signal
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the workers of pytest-xdist fill the cores already
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell has put the tests into the background
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_real_backward_pass_agrees_for_every_rule(variant, rule):
     assert set(check(config(variant, "lesson16", mask_rule=rule))["counted_by"]) == {"formula"}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"native"}))  # which has counts of its own
 def test_a_real_backward_pass_agrees_for_every_kernel(kernel):
     frame = check(config("lite", "lesson16", mask_rule="spatial_reduction"), kernel=kernel)
     assert set(frame["counted_by"]) == {"formula"}

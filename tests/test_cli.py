@@ -11,8 +11,8 @@ from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
 
 COMMANDS = (
-    "reproduce", "audit", "train", "sample", "study", "show", "profile", "notebooks", "site", "report", "bench",
-    "export",
+    "reproduce", "audit", "train", "sample", "study", "search", "show", "profile", "notebooks", "site", "report",
+    "bench", "export",
 )  # fmt: skip
 HELP = f"""
 import sys

@@ -73,7 +73,7 @@ def test_what_runs_equals_the_oracle_for_every_rule(preset, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"native"}))  # which has counts of its own
 def test_what_runs_equals_the_oracle_for_every_kernel(kernel, rule):
     model = on_meta(config("lite", "lesson32", mask_rule=rule))
     for module in model.modules():

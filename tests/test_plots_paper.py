@@ -20,7 +20,7 @@ from hae_lab.plots.page import columns_that_fit, wrapped
 
 TWO_COLUMNS_ONLY = {
     "mask_rules", "hybrid_blocks", "slot_ladder", "attention_speed_up", "quality_verdicts", "quality_forest",
-    "gain_shares", "lesions_found", *(f"unet_{name}" for name in plot_rows.FOUR),
+    "gain_shares", "lesions_found", "quality_forest_digits", *(f"unet_{name}" for name in plot_rows.FOUR),
 }  # fmt: skip
 TOUCH = 1.5  # points that writing may reach into the frame of other writing, which has room for accents
 

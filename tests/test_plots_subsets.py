@@ -15,12 +15,7 @@ COMPARISONS = {"quality_verdicts", "quality_forest", "quality_forest_digits", "l
 OF_HYBRID_BLOCKS = {"published_counts", "hybrid_blocks", "what_a_model_needs", "roofline"}
 REFUSED = {
     ("unet",): COMPARISONS | OF_HYBRID_BLOCKS,
-    ("hae",): {
-        "quality_verdicts",
-        "quality_forest_digits",
-        "how_many_seeds",
-        "roofline",
-    },  # its study has controls, which are cells too
+    ("hae",): {"quality_verdicts", "how_many_seeds", "roofline"},  # its studies have controls, which are cells too
     ("lite",): COMPARISONS | {"roofline"},
     ("v2",): COMPARISONS,
     ("hae", "v2"): set(),

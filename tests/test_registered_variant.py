@@ -20,7 +20,7 @@ OF_THE_DOCUMENT = {
     "published_counts", "block_coefficients", "feasibility", "slot_waterfall", "impossibility", "what_it_would_take",
     "paper_formula", "visibility", "quality_differences", "quality_order", "slot_effects", "sample_floor", "claims",
     "public_counts", "training_memory_by_rule", "slopes", "one_change_less", "gain_shares", "quality_controls",
-    "v3_sweep", "v3", "v3_quality",
+    "v3_sweep", "v3", "v3_quality", "deployment",
 }  # fmt: skip
 
 
@@ -102,6 +102,7 @@ def test_the_summary_names_it(v3):
 @pytest.mark.parametrize("block", readme.BLOCKS)
 def test_every_block_of_the_readme_is_made_with_it(made, block):
     shutil.copytree(ROOT / "notebooks", made / "notebooks", dirs_exist_ok=True)
+    shutil.copy(ROOT / "data" / "seconds.csv", made / "data")
     folder = "notebooks" if block == "costs" else "."
     text = readme.BLOCKS[block](made / folder)
     if block == "variants":

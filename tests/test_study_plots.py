@@ -360,7 +360,6 @@ def test_ratios_stand_on_a_logarithmic_axis_and_the_control_on_a_line():
         (lambda rows: plots.pareto(rows.assign(params=range(len(rows)))), "but differ between the seeds of unet, hae"),
         (lambda rows: plots.pareto(rows.assign(loss=np.nan)), "cell unet, seed 0: loss = nan must be a number"),
         (lambda rows: plots.learning_curves(rows, {}), "missing columns: step"),
-        (lambda rows: plots.learning_curves(rows.assign(step=1), {"hae": 1}), "'unet' has no ms per training step"),
         (lambda rows: plots.loss_by_quartile(rows.drop(columns="loss_q3")), "missing columns: loss_q3"),
         (lambda rows: plots.loss_by_quartile(rows, baseline="cnn"), "unknown baseline 'cnn'"),
         (lambda rows: plots.slot_ladder(rows), "missing columns: regions, mlp_ratio, fusion"),

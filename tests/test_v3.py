@@ -12,7 +12,7 @@ from hae_lab.audit.clone import read_table
 from hae_lab.audit.rerun import studies
 from hae_lab.audit.search_space import changes
 from hae_lab.diffusion.bounds import loss_bounds
-from hae_lab.plots.searched import COSTS as DRAWN_COSTS
+from hae_lab.plots.searches import COSTS as DRAWN_COSTS
 from hae_lab.profilers import compute
 from hae_lab.profilers.paired import FEWEST
 

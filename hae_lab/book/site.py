@@ -168,13 +168,17 @@ def _contents(caption: str, pages: list[str]) -> str:
 
 
 def _copy_linked(text: str, base: Path, project: Path, source: Path) -> None:
-    """Copy the project's files that a Markdown text links to, except the notebooks, which become pages."""
+    """Copy what a Markdown text of the project links to, and what that links to; notebooks become pages elsewhere."""
     for target in LINK.findall(text):
         path = (base / target).resolve()
         if path.is_file() and path.suffix != ".ipynb" and path.is_relative_to(project.resolve()):
             copy = source / path.relative_to(project.resolve())
+            if copy.exists():
+                continue
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+            if path.suffix == ".md":
+                _copy_linked(path.read_text(encoding="utf-8"), path.parent, project, source)
 
 
 def with_hidden_solutions(notebook: NotebookNode) -> NotebookNode:

@@ -23,7 +23,7 @@ from hae_lab.plots.parameters import (
     where_parameters_sit,
 )
 from hae_lab.plots.rooflines import roofline
-from hae_lab.plots.searched import searched
+from hae_lab.plots.searches import searched
 from hae_lab.plots.studies import conclusions, forest, loss_by_quartile
 from hae_lab.presets import VARIANTS, variant_title
 

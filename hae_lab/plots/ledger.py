@@ -54,7 +54,7 @@ def claims_overview(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = N
     own.set_yticks(range(len(counts)), names)
     own.invert_yaxis()
     own.xaxis.set_major_locator(MaxNLocator(integer=True))
-    own.set_xlabel(say("readings of the document's sentences"))
+    own.set_xlabel(say("readings"))
     own.grid(axis="y", visible=False)
     legend_outside(figure, ax, "lower center", ncols=len(counts.columns))
     return figure
