@@ -188,7 +188,8 @@ def claims(folder: Path) -> str:
         (example,) = readings[readings["example"]].to_dict("records")
         if current_language() == "en":
             shown = f"{example['reading']}, {example['scope']}: {example['computed']}"
-            rows.append([f"{example['english']} ({_place(example)})", _verdicts(readings), shown])
+            said = f"{example['english']} (“{example['original']}”, {_place(example)})"
+            rows.append([said, _verdicts(readings), shown])
         else:  # the document's own words; what was computed is told in English alone
             rows.append([f"{example['original']} ({_place(example)})", _verdicts(readings)])
     header = ["the document says", "of the readings it", "for example"]
