@@ -373,8 +373,12 @@ def write_images(images: Any, title: str, path: Path) -> None:
     channels = images.shape[1]
     if channels not in (1, 3):  # no colours: a picture a channel
         images, title = images.flatten(0, 1)[:, None], f"{title}, {channels} channels each"  # (N * C, 1, H, W)
+    write_picture(plots.image_grid(images, title=title, columns=8), path)
+
+
+def write_picture(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_bytes(plots.image_grid(images, title=title, columns=8).png())
+        temporary.write_bytes(figure.png())
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -463,8 +467,7 @@ def draw_study(rows: Any, curves: Any, stem: Path) -> None:
     figures, left_out = study_figures(rows, curves)
     for name, figure in figures.items():
         path = stem.with_name(f"{stem.name}_{re.sub(r'[^a-zA-Z0-9_-]+', '-', name)}.png")
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(figure.png())
+        write_picture(figure, path)
         print(path.resolve())
     for line in left_out:
         print(f"not drawn, {line}")

@@ -30,9 +30,14 @@ def require_name(kind: str, name: object, known: Iterable[str]) -> None:
     raise HAELabError(f"unknown {kind} {name!r}: {hint}known are {', '.join(map(str, known))}")
 
 
+def _is_truth(value: Any) -> bool:
+    """Whether a value is Python's or numpy's True or False; numpy 1 calls its own bool_."""
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number: Python's, numpy's or a 0-d array's; truth values are none."""
-    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
+    if _is_truth(value):
         return False
     try:
         index(value)
@@ -43,7 +48,7 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number: Python's, numpy's or a 0-d array's; truth values are none."""
-    if isinstance(value, str | bytes) or type(value).__name__ in ("bool", "bool_") or not hasattr(value, "__float__"):
+    if isinstance(value, str | bytes) or _is_truth(value) or not hasattr(value, "__float__"):
         return False
     try:
         return isfinite(float(value))
@@ -76,8 +81,7 @@ def plain(value: Any) -> Any:
 
 def require_flag(name: str, value: Any) -> bool:
     """The value as a bool. Raises `HAELabError` unless it is a truth value, Python's or numpy's."""
-    fits = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
-    require(fits, f"{name} is True or False, got {value!r}")
+    require(_is_truth(value), f"{name} is True or False, got {value!r}")
     return bool(value)
 
 

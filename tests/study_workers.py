@@ -1,5 +1,7 @@
-"""Workers of a study that are no processes, for tests of its driver."""
+"""Workers of a study that are no processes, for tests of its driver; and the command in a process of its own."""
 
+import os
+import sys
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -47,3 +49,15 @@ def drive(study: Study, path: Path, workers: Here, retry_failed=False) -> None:
         known = store.select()
         todo = [run for run in study.planned if not is_done(known.get(run.key), retry_failed)]
         Driver(workers, store, ship(all_parts(todo))).drive(todo, bar)
+
+
+def command(file: Path, out: Path) -> list[str]:
+    """`hae-lab study` with its store and tables in a folder."""
+    options = ["--trust", "--store", str(out / "s.sqlite"), "--out", str(out)]
+    return [sys.executable, "-m", "hae_lab", "study", str(file), *options]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """In which such a process finds the trials of the tests."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | more

@@ -3,23 +3,20 @@
 Nothing is lost but the runs in flight, and the same command ends with the same table.
 """
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from study_trials import MARKS
-from study_workers import Here, drive
+from study_workers import Here, command, drive, environment
 
 from hae_lab import HAELabError
 from hae_lab.study import Study
 from hae_lab.study.store import Store
 
-TESTS = Path(__file__).parent
 STUDY = """
 name = "faults"
 preset = "tiny"
@@ -34,16 +31,6 @@ def declared(folder: Path, trial: str) -> Path:
     file = folder / "faults.toml"
     file.write_text(STUDY.format(trial=trial))
     return file
-
-
-def command(file: Path, out: Path) -> list[str]:
-    options = ["--trust", "--store", str(out / "s.sqlite"), "--out", str(out)]
-    return [sys.executable, "-m", "hae_lab", "study", str(file), *options]
-
-
-def environment(**more: str) -> dict[str, str]:
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | more
 
 
 def whole_table(file: Path, folder: Path) -> bytes:

@@ -1,10 +1,8 @@
 """Studies run on this computer: nothing runs twice, and nothing that dies or fails takes the others with it."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ALL_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,14 +12,12 @@ import psutil
 import pytest
 import torch
 from study_trials import MARKS
-from study_workers import Here, drive
+from study_workers import Here, command, drive, environment
 
 from hae_lab import HAELabError
 from hae_lab.__main__ import main
 from hae_lab.study import Study
 from hae_lab.study.task import attempt
-
-TESTS = Path(__file__).parent
 
 
 @pytest.fixture
@@ -227,23 +223,8 @@ mlp_ratio = [0.25, 4]
 
 def start(file: Path, out: Path, marks: Path) -> subprocess.Popen:
     """`hae-lab study` in a process of its own; its trials mark that they ran."""
-    command = [
-        sys.executable,
-        "-m",
-        "hae_lab",
-        "study",
-        str(file),
-        "--trust",
-        "--store",
-        str(out / "s.sqlite"),
-        "--out",
-        str(out),
-    ]
-    environment = os.environ | {
-        MARKS: str(marks),
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    variables = environment(**{MARKS: str(marks)})
+    return subprocess.Popen(command(file, out), env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.slow

@@ -14,7 +14,10 @@ from hae_lab.tables import read, write
 
 
 def studies() -> tuple[Study, ...]:
-    """The declared studies, in the order of their files. Raises `HAELabError` if there are none."""
+    """The declared studies, in the order of their files; what they name is trusted, for they are the clone's own.
+
+    Raises `HAELabError` if there are none.
+    """
     declared = clone.root() / "studies"
     paths = sorted(declared.glob("*.toml"))
     require(bool(paths), f"no study at {str(declared)!r}")

@@ -22,6 +22,7 @@ BOTH_HALVES = "HAE, encoder too"  # a cell of the studies: blocks in place of al
 METRICS = {"loss": "held-out loss", "swd": "sliced Wasserstein distance of samples"}
 ORDER_TEST = "test_quality_numbers.py::test_orders_by_counting"
 PAIRS_TEST = "test_quality_numbers.py::test_differences_are_those_of_statsmodels"
+PAIRS = {"notebook": NOTEBOOK, "figure": FIGURE, "table": TABLE, "test": PAIRS_TEST}  # of claims on pairs of models
 
 
 @claim(
@@ -74,10 +75,7 @@ def _at_equal_parameters(losses: pd.DataFrame) -> Iterator[Finding]:
     {5: "通过在编码器和解码器中使用不同的网络结构来实现更好的特征表示和生成质量"},
     "Different structures in encoder and decoder give better features and quality",
     "better than a plain U-Net",
-    notebook=NOTEBOOK,
-    figure="gain_shares",
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS | {"figure": "gain_shares"},
 )
 def heterogeneous(measured: Measured) -> Iterator[Finding]:
     """Hybrid blocks in the decoder are better than the same body without them: each version, with something equal."""
@@ -86,18 +84,14 @@ def heterogeneous(measured: Measured) -> Iterator[Finding]:
     families = [pairs for _, rows in losses.groupby(FAMILY, sort=False) if len(pairs := _against_control(rows))]
     most = max(range(len(families)), key=lambda place: families[place]["n_seeds"].min(), default=0)
     for place, pairs in enumerate(families):
-        row = pairs.iloc[0].to_dict()
-        found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
-        reading = f"held-out loss at equal {row['equal']}"
-        yield _finding(reading, _where(row, pairs), _in_words(pairs), found, row["controls"], example=place == most)
+        reading = f"held-out loss at equal {pairs['equal'].iloc[0]}"
+        yield _over_control(reading, pairs, example=place == most)
     for each in _beside(measured, {("hae", BOTH_HALVES): "hae"}, "loss"):
         yield replace(each, reading=f"better than hybrid blocks in both halves: {each.reading}", example=False)
     others = differences[(differences["metric"] != "loss") & (differences["equal"] == STEPS)]
     for (metric, *_), rows in others.groupby(["metric", *FAMILY], sort=False):
         if len(pairs := _against_control(rows)):
-            row = pairs.iloc[0].to_dict()
-            found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
-            yield _finding(metric_title(str(metric)), _where(row, pairs), _in_words(pairs), found, row["controls"])
+            yield _over_control(metric_title(str(metric)), pairs)
 
 
 # one version beside another
@@ -107,10 +101,7 @@ def heterogeneous(measured: Measured) -> Iterator[Finding]:
     {27: "性能最优", 283: "最高的生成质量"},
     "HAE has the best performance, the highest quality of what is generated",
     "HAE better than Lite and V2",
-    notebook=NOTEBOOK,
-    figure=FIGURE,
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS,
 )
 def best_quality(measured: Measured) -> Iterator[Finding]:
     """HAE better than Lite and than V2, by loss and by the distance of samples."""
@@ -122,10 +113,7 @@ def best_quality(measured: Measured) -> Iterator[Finding]:
     {148: "保持性能"},
     "Lite keeps the performance",
     "as good as HAE",
-    notebook=NOTEBOOK,
-    figure=FIGURE,
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS,
 )
 def lite_keeps_performance(measured: Measured) -> Iterator[Finding]:
     """Lite equal to HAE within the margin, or better."""
@@ -136,10 +124,7 @@ def lite_keeps_performance(measured: Measured) -> Iterator[Finding]:
     {289: "相比原版有轻微的性能损失"},
     "Lite loses a little performance beside HAE",
     "worse than HAE",
-    notebook=NOTEBOOK,
-    figure=FIGURE,
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS,
 )
 def lite_slight_loss(measured: Measured) -> Iterator[Finding]:
     """HAE better than Lite, which line 148 denies."""
@@ -150,10 +135,7 @@ def lite_slight_loss(measured: Measured) -> Iterator[Finding]:
     {294: "相比前两版有一定的性能权衡"},
     "V2 trades in some performance beside the first two",
     "worse than HAE and Lite",
-    notebook=NOTEBOOK,
-    figure=FIGURE,
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS,
 )
 def v2_tradeoff(measured: Measured) -> Iterator[Finding]:
     """HAE and Lite better than V2."""
@@ -164,10 +146,7 @@ def v2_tradeoff(measured: Measured) -> Iterator[Finding]:
     {130: "平衡性能和效率", 288: "平衡的性能和效率"},
     "Lite balances performance and efficiency",
     "better than V2, which is smaller",
-    notebook=NOTEBOOK,
-    figure="quality_pareto",
-    table=TABLE,
-    test=PAIRS_TEST,
+    **PAIRS | {"figure": "quality_pareto"},
 )
 def lite_balance(measured: Measured) -> Iterator[Finding]:
     """A balance is worth its price if the smaller and faster V2 is not as good."""
@@ -222,6 +201,13 @@ def _slot_effects(measured: Measured) -> pd.DataFrame:
 def _against_control(rows: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of the document's versions with the plain U-Net."""
     return _among(rows, (CONTROL, *DOCUMENT))[lambda pairs: pairs[["first", "second"]].eq(CONTROL).any(axis=1)]
+
+
+def _over_control(reading: str, pairs: pd.DataFrame, example: bool = False) -> Finding:
+    """Whether the document's version is the better one of each of these pairs with the control."""
+    row = pairs.iloc[0].to_dict()
+    found = verdicts.all_first((pair, _version(pair)) for pair in pairs.to_dict("records"))
+    return _finding(reading, _where(row, pairs), _in_words(pairs), found, row["controls"], example=example)
 
 
 def _version(pair: Mapping[str, Any]) -> str:
