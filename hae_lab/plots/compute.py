@@ -212,6 +212,7 @@ def over_dense(rows: pd.DataFrame) -> pd.DataFrame:
     ends = {"faster": "ms_median", "low": "ms_q3", "high": "ms_q1"}
     if "mask_rule" not in rows:
         rows["mask_rule"] = rows["way"].where(rows["way"].isin(RULE_COLOURS))
+    rows["mask_rule"] = rows["mask_rule"].replace("", None)  # as text reads a gap back
     return rows.assign(**{name: rows["dense_ms"] / rows[column] for name, column in ends.items()})
 
 
