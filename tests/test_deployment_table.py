@@ -61,12 +61,12 @@ def test_rows_are_of_one_computer(table):
 
 
 def test_committed_samples_take_as_long_as_their_steps():
-    """Of the small models whole samples were timed too: 25 steps, and what the sampler adds."""
-    rows = read_table("bench_deployment_cpu").set_index(["preset", "variant", "way", "device_name"])
+    """Of the small models whole samples were timed too: 25 steps, whose weights stay in the cache, and the sampler."""
+    rows = read_table("bench_deployment_cpu").set_index(["preset", "variant", "mask_rule", "way", "device_name"])
     steps, samples = rows[rows["steps"] == 1]["ms_median"], rows[rows["steps"] == 25]["ms_median"]
     ratio = samples / (25 * steps.reindex(samples.index))
-    assert len(ratio) >= 3
-    assert ratio.between(0.8, 1.6).all()
+    assert len(ratio) >= 9
+    assert ratio.between(0.7, 1.6).all()
 
 
 def test_committed_exports_are_the_models():

@@ -146,11 +146,14 @@ def test_slot_effects_are_those_of_statsmodels():
     rows = rows[rows["role"] == "question"] if "role" in rows else rows
     found = read_table("slot_effects")
     assert set(found["factor"]) == set(SLOTS)
-    pairs = []
-    for row in found.to_dict("records"):
-        means = rows.assign(level=rows[row["factor"]].astype(str)).groupby(["seed", "level"])["loss"].mean().unstack()
-        pairs.append((means[row["first"]], means[row["second"]]))
-    check(found, pairs, "loss", "slots")
+    assert set(found["data"]) == set(rows["data"])
+    for data, effects in found.groupby("data"):
+        here, pairs = rows[rows["data"] == data], []
+        for row in effects.to_dict("records"):
+            levels = here.assign(level=here[row["factor"]].astype(str))
+            means = levels.groupby(["seed", "level"])["loss"].mean().unstack()
+            pairs.append((means[row["first"]], means[row["second"]]))
+        check(effects, pairs, "loss", "slots")
 
 
 def test_orders_by_counting():

@@ -340,6 +340,13 @@ def test_named_levels_state_their_pairs():
     assert title_of(plots.dose(rows, x="mask_rule")).startswith("5 of 15 pairs differ in held-out loss")
 
 
+def test_a_dose_compares_what_the_study_declares():
+    rows = factor_rows("patch_sizes", [(1, 4, 8), (1, 4), (1,)])
+    against_first = rows.assign(role="question", reference="(1, 4, 8)", data="twins")
+    assert " 3 pairs" in title_of(plots.dose(rows, x="patch_sizes"))
+    assert " 2 pairs" in title_of(plots.dose(against_first, x="patch_sizes"))
+
+
 def test_ratios_stand_on_a_logarithmic_axis_and_the_control_on_a_line():
     figure = plots.dose(ratio_rows())
     assert figure.axes[0].get_xscale() == "log"

@@ -95,9 +95,9 @@ def test_order_by_scipy():
 
 
 def test_slot_effects_by_hand():
-    rows = read_table("study_slots")
+    rows = read_table("study_slots").query("data == 'twins' and role == 'question'")
     contrast = rows.groupby(["fusion", "seed"])["loss"].mean().unstack(0)
-    row = read_table("slot_effects").query("factor == 'fusion'").iloc[0]
+    row = read_table("slot_effects").query("data == 'twins' and factor == 'fusion'").iloc[0]
     by_hand = (contrast[row["first"]] - contrast[row["second"]]).mean()
     assert row["mean_difference"] == pytest.approx(by_hand, rel=1e-4)
 
