@@ -90,11 +90,17 @@ def quality_order(measured: Measured) -> pd.DataFrame:
 
 
 def slot_effects(slots: pd.DataFrame) -> pd.DataFrame:
-    """What each of the three slots does to the loss, averaged over the other two, paired by seed.
+    """What each of the three slots does to the loss on each data set, averaged over the other two, paired by seed.
 
-    The values of a slot, `first` and `second`, are text: those of one slot are numbers, those of the others words.
+    Columns: data, controls (as of `comparisons.differences`), and those of `statistics.main_effects`, Holm within a
+    data set. The values of a slot, `first` and `second`, are text: those of one slot are numbers, of the others words.
     """
-    return statistics.main_effects(slots, SLOTS).astype({"first": str, "second": str})
+    parts = []
+    for data, here in slots.groupby("data", sort=False):
+        found = statistics.main_effects(here, SLOTS).astype({"first": str, "second": str})
+        labels = {"data": data, "controls": comparisons.controls_found(here)}
+        parts.append(pd.DataFrame(labels, index=found.index).join(found))
+    return pd.concat(parts, ignore_index=True)
 
 
 def sample_floor(samples: pd.DataFrame) -> pd.DataFrame:

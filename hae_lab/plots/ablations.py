@@ -154,7 +154,7 @@ def dose(
     require(not is_control.all(), f"no rows of {x}: all are the control {control!r}")
     nameless = rows.loc[~is_control & rows[x].isna(), "cell"].unique()
     require(len(nameless) == 0, f"{x} is missing in the cells {', '.join(map(str, nameless))}, which are no control")
-    levels = rows[~is_control].assign(cell=rows.loc[~is_control, x].map(cell_name))
+    levels = _named_by_level(rows[~is_control], x)
     is_number = pd.api.types.is_numeric_dtype(levels[x])
     levels = levels.sort_values(x, kind="stable") if is_number else levels
     if stats is None:
@@ -171,6 +171,14 @@ def dose(
     bottom.minorticks_off()
     seeds_legend(figure)
     return figure
+
+
+def _named_by_level(rows: pd.DataFrame, x: str) -> pd.DataFrame:
+    """The rows with the levels of a factor for cells, in the references too."""
+    levels = rows.assign(cell=rows[x].map(cell_name))
+    if "reference" in rows.columns:
+        levels["reference"] = rows["reference"].map(dict(zip(rows["cell"], levels["cell"], strict=True)))
+    return levels
 
 
 def _places(levels: pd.DataFrame, x: str, is_number: bool) -> dict[str, float]:

@@ -185,10 +185,10 @@ def readings_kept(measured: Measured, slot: str, reading: str) -> Iterator[Findi
     """Whether a change of one slot keeps the quality, in the mean over the other two."""
     effects = measured.once(_slot_effects)
     for row in effects[effects["factor"] == slot].to_dict("records"):
-        computed, verdict = _pair_in_words(row), verdicts.kept(row, row["first"])
-        scope = f"phantoms, study slots, {row['n_seeds']} seeds"
+        scope = f"{row['data']}, study slots, {row['n_seeds']} seeds"
         evidence = Evidence(NOTEBOOK, "slot_ladder", "slot_effects", SLOTS_TEST)
-        yield Finding(reading, scope, computed, verdict, QUALITY, evidence=evidence)
+        found = _finding(reading, scope, _pair_in_words(row), verdicts.kept(row, row["first"]), row["controls"])
+        yield replace(found, evidence=evidence)
 
 
 def _slot_effects(measured: Measured) -> pd.DataFrame:
