@@ -1,12 +1,22 @@
-"""`reproduce --full`: says the cost, runs what is missing, writes whole studies only."""
+"""`reproduce --full`: says the cost, runs what is missing, writes whole studies only, and survives to be killed."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+from study_trials import MARKS
+from study_workers import environment
 
 from hae_lab import HAELabError
 from hae_lab.audit import clone, rerun
+from hae_lab.diffusion.training import STATE
 
 TRIALS = Path(__file__).parent
 STUDY = """
@@ -94,3 +104,61 @@ def test_committed_rows_count_as_done_unless_all_is_to_be_fresh(declare, tmp_pat
     fresh = list(rerun.rerun(tmp_path, tmp_path / "third" / "store.sqlite", workers=1, fresh=True))
     assert "4 to do" in fresh[0]
     assert table.read_bytes() == before
+
+
+KILLED = """
+name = "{name}"
+seeds = {seeds}
+trial = "study_trials:slow"
+[grid]
+mlp_ratio = [0.25, 4]
+"""
+
+
+@pytest.fixture
+def small_clone(tmp_path) -> Callable[[str], Path]:
+    """Folders with two small studies, for `full_rerun.py`."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        for part in ("studies", "data", "marks"):
+            (folder / part).mkdir(parents=True)
+        for study, seeds in (("slots", [0, 1, 2]), ("variants", [3, 4, 5])):
+            (folder / "studies" / f"{study}.toml").write_text(KILLED.format(name=study, seeds=seeds))
+        return folder
+
+    return make
+
+
+def full(folder: Path) -> subprocess.Popen:
+    script = Path(__file__).parent / "full_rerun.py"
+    variables = environment(**{MARKS: str(folder / "marks"), "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, str(script)], cwd=folder, env=variables, stdout=subprocess.DEVNULL)
+
+
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    """SIGKILL at the moment when this is so; the workers end by themselves."""
+    while not reached():
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+@pytest.mark.slow
+def test_killed_in_a_study_and_in_a_lesson_it_ends_with_the_same_tables(small_clone):
+    killed, straight = small_clone("killed"), small_clone("straight")
+    marks = killed / "marks"
+    kill_when(full(killed), lambda: len(os.listdir(marks)) >= 8)  # of 12: in the second study
+    assert [path.name for path in (killed / "data").iterdir()] == ["study_slots.csv"]
+    kill_when(full(killed), lambda: any(killed.glob(f"runs/lessons/*/v2/{STATE}")))
+    assert not (killed / "data" / "lessons.csv").exists()
+    for folder in (killed, straight):
+        assert full(folder).wait(300) == 0
+    tables = {path.relative_to(straight): path.read_bytes() for path in (straight / "data").rglob("*.*")}
+    assert {path.relative_to(killed): path.read_bytes() for path in (killed / "data").rglob("*.*")} == tables
+    assert len(tables) == 6  # two studies, curves of the variants, lessons and their model, the slow table
+    repeated = len(os.listdir(marks)) - 12
+    assert repeated <= 2  # what was running when it was killed
