@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hae_lab.plots.base import PALETTE, SIZE, chart, listed, span, titled_axes, variant_colours
+from hae_lab.plots.base import PALETTE, SIZE, chart, say, say_list, span, titled_axes, variant_colours
 from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN, cell_name, interval
 from hae_lab.presets import VARIANTS
 from hae_lab.study.grid import CONTROL, QUESTION
@@ -49,5 +49,7 @@ def _title(rows: pd.DataFrame) -> str:
     means = rows[rows["role"] == QUESTION].set_index("cell")["gain_share_mean"]
     named = [*(cell for cell in VARIANTS if cell in means), means.idxmin(), means.idxmax()]
     shares = [f"{cell_name(cell)} {means[cell]:.2f}" for cell in dict.fromkeys(named)]
-    data = listed(list(rows["data"].unique()))
-    return f"Of what can be gained on {data} the models gain: {'; '.join(shares)} ({span(rows['n_seeds'])} seeds)"
+    return say(
+        "Of what can be gained on {data} the models gain: {shares} ({seeds} seeds)",
+        data=say_list(list(rows["data"].unique())), shares=say("; ").join(shares), seeds=span(rows["n_seeds"]),
+    )  # fmt: skip
