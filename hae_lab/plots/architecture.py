@@ -38,7 +38,7 @@ from hae_lab.presets import VARIANTS
 SMALL = 11  # points, the smallest writing
 LETTER, LINE_HEIGHT, PAD, INDENT = 0.0865, 0.2, 0.05, 0.08  # of small writing, and around it in a box
 LINE = "#555555"
-NO_BREAK = "\N{NO-BREAK SPACE}"
+NO_BREAK, PADDING = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 Lines = list[tuple[str, str | None]]  # what stands at the left and at the right of a line; None centres the left
 
 
@@ -324,10 +324,11 @@ def _step_text(step: Mapping[str, Any]) -> str:
 def _wrapped(text: str, beside: str, letters: int) -> Lines:
     """Lines that break after commas or, where a part is too long, at spaces; `beside` stands by the first that fits."""
     lines: list[str] = []
+    text = re.sub("([\u3000-\uffff])", rf"\1{PADDING}", text)  # a Chinese letter is as wide as two
     for line in textwrap.wrap(re.sub("(?<!,) (?!→)", NO_BREAK, text), letters, break_long_words=False):
         lines += [line] if len(line.rstrip(",")) <= letters else textwrap.wrap(line.replace(NO_BREAK, " "), letters)
     place = next((index for index, line in enumerate(lines) if len(line) + len(beside) < letters), 0)
-    lines = [line.rstrip(",").replace(NO_BREAK, " ") for line in lines]
+    lines = [line.rstrip(",").replace(NO_BREAK, " ").replace(PADDING, "") for line in lines]
     return [(line, beside if index == place else "") for index, line in enumerate(lines)]
 
 

@@ -24,6 +24,7 @@ FONTS = (  # families of the system that have simplified Chinese, the first that
     "Microsoft YaHei", "SimHei",
 )  # fmt: skip
 WHEEL = ("zhplot", "fonts/NotoSansSC-Regular.ttf")  # of the extra [zh]: a module that is never imported, its font
+SPACES = re.compile(r"(?<=[，；：、（）]) | (?=[，；：、（）])")  # these letters bring their own
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LANGUAGE: ContextVar[str] = ContextVar("language", default="en")
 
@@ -55,7 +56,8 @@ def say(english: str, **values: Any) -> str:
     known = {} if current_language() == "en" else entries(current_language())
     if values or english in known:
         template = known.get(english, english)
-        return template.format(**values) if values else template
+        text = template.format(**values) if values else template
+        return SPACES.sub("", text) if known else text
     template = known.get(_without_numbers(english), "")
     return template.format(*NUMBER.findall(english)) or english
 

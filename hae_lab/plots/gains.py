@@ -30,12 +30,16 @@ def gain_shares(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None,
         interval(own, place, shown, centre="mean", lying=True, color=colours[row["cell"]], marker="o")
     for place in rows.index[rows["order"].diff() > 0]:
         own.axhline(place - 0.5, color="black", linewidth=0.6)
-    own.set_yticks(rows.index, [f"{cell_name(row.cell)} ({row.n_seeds})" for row in rows.itertuples()])
+    own.set_yticks(rows.index, [_name(row.cell, row.n_seeds) for row in rows.itertuples()])
     own.invert_yaxis()
     own.set_xlim(0, max(0.5, rows["gain_share_ci_high"].max() * 1.1))
     own.set_xlabel("share of the possible gain\nmean and 95 % interval (seeds)")
     own.grid(axis="y", visible=False)
     return figure
+
+
+def _name(cell: str, seeds: int) -> str:
+    return say("{cell} ({seeds})", cell=cell_name(cell), seeds=seeds)
 
 
 def _colours(rows: pd.DataFrame, palette: Mapping[str, str] | None) -> dict[str, str]:

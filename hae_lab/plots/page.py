@@ -206,18 +206,25 @@ def wrapped(text: str, inches: float, points: float, letter: float = LETTER) -> 
     """Lines of a text that fit a width in inches; where it broke already, it stays broken, and "40 %" stays whole."""
     letters = max(10, int(72 * inches / (letter * points)))
     if current_language() == "zh":
-        return "\n".join(part for line in text.split("\n") for part in _wide_lines(line, letters))
+        return "\n".join("\n".join(_even_lines(line, letters)) for line in text.split("\n"))
     whole = [line.replace(" %", "\0%") for line in text.split("\n")]
     broken = ["\n".join(textwrap.wrap(line, letters, break_long_words=False)) for line in whole]
     return "\n".join(broken).replace("\0", " ")
 
 
+def _even_lines(line: str, letters: int) -> list[str]:
+    """As few lines as a width allows, which end at commas where they can, and are else about as long as each other."""
+    ways = [list(_wide_lines(line, width)) for width in range(letters, 9, -1)]
+    fewest = [way for way in ways if len(way) == len(ways[0])]
+    return max(reversed(fewest), key=lambda way: sum(part[-1] in "，。；：、" for part in way[:-1]))
+
+
 def _wide_lines(line: str, letters: int) -> Iterator[str]:
     """Lines of a Chinese text, whose letters take the room of two and may stand at any end, Latin words stay whole."""
     room, current = letters, ""
-    for piece in re.findall(r"[\x21-\u2fff]+(?: %)? ?|.", line):
+    for piece in re.findall(r"（?(?:[\x21-\u2fff]+(?: %| [=×−] [\x21-\u2fff]+)* ?|.)", line):
         width = letters_wide(piece)
-        if current and width > room and piece not in "，。；：、）":
+        if current and width > room and piece[0] not in "，。；：、）%":
             yield current.rstrip()
             room, current = letters, ""
         room, current = room - width, current + piece

@@ -11,7 +11,6 @@ from hae_lab.plots.base import (
     PALETTE,
     Chart,
     chart,
-    commas,
     legend_outside,
     new_chart,
     say,
@@ -92,10 +91,10 @@ def _marks(colours: Mapping[str, str]) -> list[Line2D]:
         for label, marker in COSTS.values()
     ]
     quality = [
-        Line2D([], [], linestyle="", marker="o", color=colour, markerfacecolor=fill or colour, label=commas(names))
+        Line2D([], [], linestyle="", marker="o", color=colour, markerfacecolor=fill or colour, label=names)
         for data, colour in colours.items()
         for label, fill in EQUAL.values()
-        for names in [(data, say(label))]
+        for names in [say(", ").join([data, say(label)])]
     ]
     return costs + quality
 
