@@ -33,7 +33,8 @@ STAY = {  # names are the same in every language
     *"linear pooled concat mean".split(),  # what a slot holds
     *(*RULES, *FIELDS, *PRESETS, *VARIANTS),
 }
-SOURCES = sorted(Path(page.__file__).parent.glob("*.py"))
+PACKAGE = Path(page.__file__).parents[1]
+SOURCES = sorted((PACKAGE / "plots").glob("*.py"))
 
 
 def texts(figure) -> list[str]:
@@ -122,6 +123,24 @@ def title(many, count):
     return say("a" "b", n=1) + say(text) + say(texts[count]) + say("x" if many else "y")
 """
     assert said(source) == {"ab", "one {n}", "other", "none", "some", "x", "y"}
+
+
+TABLES = {  # what figures write of their rows, as it stands there
+    "gain_shares": ["cell"], "quality_differences": ["first", "second"], "v3": ["variant"],
+    "hybrid_blocks": ["step", "operation"], "study_variants": ["cell"],
+}  # fmt: skip
+
+
+def test_no_entry_is_left_over():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    known = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    for table, columns in TABLES.items():
+        whole = set(read_table(table)[columns].to_numpy().ravel())
+        parts = {part for text in whole for part in text.split(", ")}
+        known |= whole | parts | {catalogue._without_numbers(text) for text in whole | parts}
+    known |= {path.stem for path in (PACKAGE.parent / "notebooks").glob("*.ipynb")}
+    known |= {text for name in METRICS for text in (metric_title(name), metric_label(name))}
+    assert set(catalogue.entries("zh")) - known == set()
 
 
 def test_every_metric_has_its_words():
