@@ -101,6 +101,14 @@ def test_first_cell_says_what_a_reader_needs(path):
 
 
 @EACH
+def test_headings_are_in_both_languages(path):
+    prose = [cell.source for cell in cells_of(path) if cell.cell_type == "markdown"]
+    headings = [line for source in prose for line in source.split("\n") if re.match("#+ ", line)]
+    assert len(headings) > 3
+    assert [line for line in headings if not re.fullmatch(r"#+ [A-Z0-9].*[a-zA-Z].*[\u4e00-\u9fff].*", line)] == []
+
+
+@EACH
 def test_it_asks_before_it_shows_checks_after_and_hides_solutions(path):
     cells = notebooks.read(path).cells
     text = "\n".join(cell.source for cell in cells)
@@ -168,7 +176,7 @@ def test_an_exercise_builds_and_is_checked(path):
 @EACH
 def test_it_ends_with_a_summary_and_what_it_did_not_show(path):
     summary, not_shown = cells_of(path)[-1].source.split("\n\n")[1:]
-    assert cells_of(path)[-1].source.startswith("## Summary\n\n")
+    assert cells_of(path)[-1].source.startswith("## Summary (小结)\n\n")
     assert len(re.findall(r"[.?](?= [A-Z]|$)", summary)) == 3
     assert not_shown.startswith("**What we did not show:** ")
 

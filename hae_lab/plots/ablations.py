@@ -10,8 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hae_lab.checks import require
-from hae_lab.diffusion.metrics import metric_label, metric_title
-from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, listed, name_ticks, new_chart, span, variant_colour
+from hae_lab.plots.base import (
+    PALETTE,
+    SIZE,
+    Chart,
+    chart,
+    commas,
+    name_ticks,
+    new_chart,
+    say,
+    say_list,
+    span,
+    variant_colour,
+)
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.plots.verdicts import (
     MEAN,
@@ -23,8 +34,10 @@ from hae_lab.plots.verdicts import (
     differing,
     in_percent,
     interval,
+    level_name,
     lines,
-    others,
+    metric_axis,
+    metric_words,
     seeds_legend,
     short_ticks,
     study_title,
@@ -62,7 +75,7 @@ def slot_ladder(
     top = figure.add_subplot(grid[0, 0])
     gaps = _rungs(top, figure.add_subplot(grid[1, 0], sharex=top), rows, metric)
     _effects(figure.add_subplot(grid[:, 1]), effects)
-    seeds_legend(figure, lines("verdicts after Holm; finds: with 80 % power", gaps))
+    seeds_legend(figure, lines(say("verdicts after Holm; finds: with 80 % power"), gaps))
     return figure
 
 
@@ -96,21 +109,21 @@ def _rungs(top: Axes, bottom: Axes, rows: pd.DataFrame, metric: str) -> str:
     bottom.bar_label(bars, fmt="%.2f", fontsize=11, padding=2)
     bottom.set(ylabel=label.replace(" ", "\n"), ylim=(0, 1.25 * params.max() / divisor))
     bottom.set_xticks(range(len(labels)), labels, fontsize=10.5)
-    top.set_ylabel(metric_title(metric))
+    top.set_ylabel(metric_words(metric))
     top.tick_params(labelbottom=False)
     for ax in (top, bottom):
         ax.grid(axis="x", visible=False)
     gaps = [" ".join(label.split()) for label, chosen in zip(labels, on_rung, strict=True) if not chosen.any()]
-    return f"not measured: {', '.join(gaps)}" if gaps else ""
+    return say("not measured: {names}", names=commas(gaps)) if gaps else ""
 
 
 def _effects(ax: Axes, effects: pd.DataFrame) -> None:
     on_white = {"transform": ax.get_yaxis_transform(), "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
     for place, row in enumerate(effects.to_dict("records")):
         interval(ax, place, in_percent(row), lying=True)
-        change = f"{row['factor']}: {cell_name(row['second'])} → {cell_name(row['first'])}"
+        change = f"{row['factor']}: {level_name(row['second'])} → {level_name(row['first'])}"
         ax.text(0.02, place - 0.36, change, fontweight="bold", fontsize=12, **on_white)
-        ax.text(0.02, place - 0.2, verdict_text(row, ", "), fontsize=11, **on_white)
+        ax.text(0.02, place - 0.2, verdict_text(row, say(", ")), fontsize=11, **on_white)
     ax.axvline(0, color="black", linewidth=1)
     ax.set(yticks=[], ylim=(len(effects) - 0.6, -0.6), xlabel="main effect, %", title="mean over the other slots")
 
@@ -118,17 +131,24 @@ def _effects(ax: Axes, effects: pd.DataFrame) -> None:
 def _effects_title(effects: pd.DataFrame, metric: str) -> str:
     seeds, words = span(effects["n_seeds"]), []
     for row in differing(effects):
-        level, size = winner_and_loser(row)[0], abs(in_percent(row)["mean_difference"])
-        words.append(f"{row['factor']} = {cell_name(level)} is better by {size:.1f} %")
+        level, size = level_name((winner_and_loser(row) or ("",))[0]), abs(in_percent(row)["mean_difference"])
+        words.append(say("{factor} = {level} is better by {size:.1f} %", factor=row["factor"], level=level, size=size))
     same = effects[effects["verdict"] == EQUAL]
     if len(same):
-        matter = "does" if len(same) == 1 else "do"
-        words.append(f"{listed(list(same['factor']))} {matter} not matter within {same['margin_percent'].iloc[0]:g} %")
-    rest = int((effects["verdict"] == CANNOT_TELL).sum())
+        one = "{factors} does not matter within {margin:g} %"
+        text = one if len(same) == 1 else "{factors} do not matter within {margin:g} %"
+        words.append(say(text, factors=say_list(list(same["factor"])), margin=same["margin_percent"].iloc[0]))
+    rest, name = int((effects["verdict"] == CANNOT_TELL).sum()), metric_words(metric)
     if not words:
-        return f"{seeds} seeds cannot tell an effect of any of the {rest} slots on {metric_title(metric)}"
-    end = f"; {seeds} seeds cannot tell {others(rest, 'slot')}" if rest else f" ({seeds} seeds)"
-    return f"In {metric_title(metric)}, {listed(words)}{end}"
+        text = "{seeds} seeds cannot tell an effect of any of the {rest} slots on {metric}"
+        return say(text, seeds=seeds, rest=rest, metric=name)
+    told = say("In {metric}, {words}", metric=name, words=say_list(words))
+    if not rest:
+        return say("{words} ({seeds} seeds)", words=told, seeds=seeds)
+    text = (
+        "{seeds} seeds cannot tell the other slot" if rest == 1 else "{seeds} seeds cannot tell the other {rest} slots"
+    )
+    return say("; ").join([told, say(text, seeds=seeds, rest=rest)])
 
 
 @chart
@@ -175,7 +195,7 @@ def dose(
 
 def _named_by_level(rows: pd.DataFrame, x: str) -> pd.DataFrame:
     """The rows with the levels of a factor for cells, in the references too."""
-    levels = rows.assign(cell=rows[x].map(cell_name))
+    levels = rows.assign(cell=rows[x].map(level_name))
     if "reference" in rows.columns:
         levels["reference"] = rows["reference"].map(dict(zip(rows["cell"], levels["cell"], strict=True)))
     return levels
@@ -198,11 +218,12 @@ def _levels(
     for row in statistics.summary(levels, metric).to_dict("records"):
         interval(ax, places[row["cell"]], row, centre="mean", color=colours.get(row["cell"], MEAN))
     ax.scatter(levels["cell"].map(places), levels[metric], s=28, color=SEED, edgecolor="white", linewidth=0.5, zorder=4)
-    ax.set_ylabel(metric_label(metric))
+    ax.set_ylabel(metric_axis(metric))
     if len(control):
         row = statistics.summary(control, metric).iloc[0]
         colour = variant_colour(row["cell"]) if row["cell"] in VARIANTS else PALETTE[7]
-        ax.axhline(row["mean"], linestyle="--", color=colour, label=f"{cell_name(row['cell'])}, 95 % interval")
+        label = say("{cell}, 95 % interval", cell=cell_name(row["cell"]))
+        ax.axhline(row["mean"], linestyle="--", color=colour, label=label)
         ax.axhspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.2, linewidth=0)
         ax.legend(frameon=True)
 
@@ -231,7 +252,12 @@ def _dose_title(stats: pd.DataFrame, x: str, metric: str) -> str:
         return comparison_title(stats, metric)
     found = stats.iloc[0]
     if found["verdict"] == CANNOT_TELL:
-        return f"{found['n_seeds']} seeds show no trend of {metric_title(metric)} with {x} (Page's test)"
-    side, p_value = ("larger", "p_value") if found["verdict"] == "holds" else ("smaller", "p_opposite")
-    evidence = f"Page's test, p = {found[p_value]:.2g}, {found['n_seeds']} seeds"
-    return f"The {side} {x}, the better the {metric_title(metric)} ({evidence})"
+        text = "{seeds} seeds show no trend of {metric} with {factor} (Page's test)"
+        return say(text, seeds=found["n_seeds"], metric=metric_words(metric), factor=x)
+    larger = found["verdict"] == "holds"
+    return say(
+        "The larger {factor}, the better the {metric} (Page's test, p = {p:.2g}, {seeds} seeds)"
+        if larger
+        else "The smaller {factor}, the better the {metric} (Page's test, p = {p:.2g}, {seeds} seeds)",
+        factor=x, metric=metric_words(metric), p=found["p_value" if larger else "p_opposite"], seeds=found["n_seeds"],
+    )  # fmt: skip

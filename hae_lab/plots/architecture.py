@@ -22,21 +22,23 @@ from hae_lab.plots.base import (
     Chart,
     chart,
     has_blocks,
-    listed,
     missing_note,
     names_or_nothing,
     new_chart,
     ordered,
+    say,
+    say_list,
     short,
+    title_of,
     variant_colours,
 )
 from hae_lab.plots.page import current_style
-from hae_lab.presets import VARIANTS, variant_title
+from hae_lab.presets import VARIANTS
 
 SMALL = 11  # points, the smallest writing
 LETTER, LINE_HEIGHT, PAD, INDENT = 0.0865, 0.2, 0.05, 0.08  # of small writing, and around it in a box
 LINE = "#555555"
-NO_BREAK = "\N{NO-BREAK SPACE}"
+NO_BREAK, PADDING = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 Lines = list[tuple[str, str | None]]  # what stands at the left and at the right of a line; None centres the left
 
 
@@ -146,18 +148,25 @@ def unet(rows: pd.DataFrame, *, variant: str | None = None, palette: Mapping[str
         _arrow(ax, (start.x, start.top), (start.x, y), (end.x, y), (end.x, end.top), colour=LINE, width=1)
     _unet_texts(ax, rows, lanes, boxes, STEP * (longest[0] - longest[1]))
     known = [kind for kind, (_, _, meaning) in KINDS.items() if meaning and (body["kind"] == kind).any()]
-    patches = [Patch(facecolor=colours[kind], edgecolor=INK, label="{0}: {2}".format(*KINDS[kind])) for kind in known]
+    labels = {kind: f"{KINDS[kind][0]}: {say(KINDS[kind][2])}" for kind in known}
+    patches = [Patch(facecolor=colours[kind], edgecolor=INK, label=label) for kind, label in labels.items()]
     skip = Line2D([], [], color=LINE, marker="v", label="skip: joins the input")
     ax.legend(handles=[*patches, skip], loc="lower center", ncols=3, frameon=False)
     return figure
 
 
 def _unet_title(rows: pd.DataFrame) -> str:
-    title, total, hybrid = variant_title(rows["variant"].iloc[0]), rows["params"].sum(), rows["kind"] == "hybrid"
-    blocks = f"{hybrid.sum()} hybrid block{' holds' if hybrid.sum() == 1 else 's hold'}"
-    who = blocks if hybrid.any() else "no hybrid block; the decoder holds"
+    total, hybrid = rows["params"].sum(), rows["kind"] == "hybrid"
+    texts = (
+        "{title}: no hybrid block; the decoder holds {share:.0f} % of {params} parameters",
+        "{title}: {blocks} hybrid block holds {share:.0f} % of {params} parameters",
+        "{title}: {blocks} hybrid blocks hold {share:.0f} % of {params} parameters",
+    )
     share = 100 * rows.loc[hybrid if hybrid.any() else rows["section"] == "decoder", "params"].sum() / total
-    return f"{title}: {who} {share:.0f} % of {_words(total)} parameters"
+    return say(
+        texts[min(hybrid.sum(), 2)],
+        title=title_of(rows["variant"].iloc[0]), blocks=hybrid.sum(), share=share, params=_words(total),
+    )  # fmt: skip
 
 
 def _unet_boxes(ax: Axes, lanes: Lanes, lift: float, colours: Mapping[str, str]) -> dict[str, Box]:
@@ -200,9 +209,11 @@ def _unet_texts(ax: Axes, rows: pd.DataFrame, lanes: Lanes, boxes: Mapping[str, 
         {"encoder": (EDGE, "left"), "decoder": (width - EDGE, "right")},
     )
     for side, (x, align) in margins.items():
-        _write(ax, x, height - 0.15, f"{side}: {_words(params[side])} parameters", align, fontsize=13)
-    inputs = "t and class" if rows["path"].eq("class_emb").any() else "t"
-    _write(ax, width / 2, height - 0.15, f"embedding of {inputs}: {_words(params['embedding'])}")
+        text = say("{side}: {params} parameters", side=say(side), params=_words(params[side]))
+        _write(ax, x, height - 0.15, text, align, fontsize=13)
+    with_class = rows["path"].eq("class_emb").any()
+    text = "embedding of t and class: {params}" if with_class else "embedding of t: {params}"
+    _write(ax, width / 2, height - 0.15, say(text, params=_words(params["embedding"])))
     for (side, level), lane in lanes.items():
         inside = [block for block in lane if block["section"] != "out"]
         own, first, last = (
@@ -213,9 +224,10 @@ def _unet_texts(ax: Axes, rows: pd.DataFrame, lanes: Lanes, boxes: Mapping[str, 
         channels, size = [inside[-1]["channels_out"]], inside[-1]["size_out"]
         if level == 0:  # where the image comes in and goes out
             channels = [lanes["encoder", 0][0]["channels_in"], *channels, lanes["decoder", 0][-1]["channels_out"]]
-        shape = f"{' → '.join(map(str, channels))} channels", f"{size} × {size}"
+        shape = say("{channels} channels", channels=" → ".join(map(str, channels))), f"{size} × {size}"
         if side == "middle":
-            _write(ax, (first.x + last.x) / 2, first.bottom - 0.26, f"middle: {own}\n{', '.join(shape)}", fontsize=12)
+            text = say("middle: {params}\n{shape}", params=own, shape=say(", ").join(shape))
+            _write(ax, (first.x + last.x) / 2, first.bottom - 0.26, text, fontsize=12)
         else:
             _write(ax, margins[side][0], first.y, own, margins[side][1])
         if side == "decoder" and ("middle", level) not in lanes:  # between the longest lanes: in one column
@@ -253,24 +265,29 @@ def hybrid_blocks(
     column = ax.get_xlim()[1] / len(blocks)
     for index, (name, block) in enumerate(blocks.items()):
         header = _place(index * column + SIDE, ax.get_ylim()[1], column - 2 * SIDE, HEADER)
-        total = f"{variant_title(name)}: {_words(block['params'].sum())}"
+        total = f"{title_of(name)}: {_words(block['params'].sum())}"
         _draw(ax, header, [(total, None)], colours[name], edge="none")
         _block_flow(ax, header, _diagram(ax, header, heights, cards[name]))
-    caption = "framed: the three slots; coloured: differs from the block at its left; numbers: parameters"
+    caption = say("framed: the three slots; coloured: differs from the block at its left; numbers: parameters")
     versions = [name for name in VARIANTS if has_blocks(name)]
     of_variants = order is None and len(set(versions).intersection(names)) > 1
-    absent = missing_note(versions, names, "not drawn") if of_variants else ""
-    _write(ax, ax.get_xlim()[1] / 2, 0.18, "; ".join(filter(None, [caption, absent])))
+    absent = missing_note(versions, names, "not drawn: {names}") if of_variants else ""
+    _write(ax, ax.get_xlim()[1] / 2, 0.18, say("; ").join(filter(None, [caption, absent])))
     return figure
 
 
 def _blocks_title(rows: pd.DataFrame, blocks: Mapping[str, pd.DataFrame]) -> str:
     """What changes from block to block, and what it does to the parameters."""
     slots = {name: block.loc[block["changed"], "slot"].unique() for name, block in blocks.items()}
-    changes = [f"{variant_title(name)} changes {listed(changed)}" for name, changed in slots.items() if len(changed)]
+    changes = [
+        say("{name} changes {slots}", name=title_of(name), slots=say_list(list(changed)))
+        for name, changed in slots.items()
+        if len(changed)
+    ]
     sizes = " → ".join(_words(block["params"].sum()) for block in blocks.values())
     shape = rows["shape_out"].iloc[0].replace(" ", NO_BREAK)
-    return f"{', '.join(changes) or 'No slot changes'}: {sizes} parameters a block on {shape}"
+    what = say(", ").join(changes) or say("No slot changes")
+    return say("{what}: {sizes} parameters a block on {shape}", what=what, sizes=sizes, shape=shape)
 
 
 def _cards(block: pd.DataFrame, colour: str) -> dict[str, Card]:
@@ -283,7 +300,7 @@ def _card(key: str, steps: Sequence[Mapping[str, Any]], colour: str) -> Card:
     """Parameters stand by the title; where several steps share a box, by the steps that have them."""
     first, taken = steps[0], {CNN: COLUMN - 2 * SIDE - CNN_WIDTH}.get(key, 0 if key in WIDE else CNN_WIDTH + GAP)
     letters = int((COLUMN - 2 * SIDE - 2 * INDENT - taken) / LETTER)
-    title = f"{first['slot']}: {first['choice']}" if first["slot"] else TITLES.get(key, "")
+    title = f"{first['slot']}: {first['choice']}" if first["slot"] else say(TITLES.get(key, ""))
     in_title = title != "" and key != TOKENS
     lines = _wrapped(title, short(first["params"]) if in_title else "", letters)
     for step in steps:
@@ -298,18 +315,20 @@ def _card(key: str, steps: Sequence[Mapping[str, Any]], colour: str) -> Card:
 def _step_text(step: Mapping[str, Any]) -> str:
     """What a step does; with the shape of its tokens where they are made, and where attention drops some."""
     before, after = (step[shape].replace(" ", NO_BREAK) for shape in ("shape_in", "shape_out"))
+    operation = ", ".join(map(say, step["operation"].split(", ")))
     if step["slot"] == "regions" and (before != after or not after):
-        return f"{step['step']}: " + ", ".join(filter(None, [after, step["operation"]]))
-    return step["operation"] + (f", {before} →{NO_BREAK}{after}" if step["step"] == "attention" else "")
+        return f"{say(step['step'])}: " + ", ".join(filter(None, [after, operation]))
+    return operation + (f", {before} →{NO_BREAK}{after}" if step["step"] == "attention" else "")
 
 
 def _wrapped(text: str, beside: str, letters: int) -> Lines:
     """Lines that break after commas or, where a part is too long, at spaces; `beside` stands by the first that fits."""
     lines: list[str] = []
+    text = re.sub("([\u3000-\uffff])", rf"\1{PADDING}", text)  # a Chinese letter is as wide as two
     for line in textwrap.wrap(re.sub("(?<!,) (?!→)", NO_BREAK, text), letters, break_long_words=False):
         lines += [line] if len(line.rstrip(",")) <= letters else textwrap.wrap(line.replace(NO_BREAK, " "), letters)
     place = next((index for index, line in enumerate(lines) if len(line) + len(beside) < letters), 0)
-    lines = [line.rstrip(",").replace(NO_BREAK, " ") for line in lines]
+    lines = [line.rstrip(",").replace(NO_BREAK, " ").replace(PADDING, "") for line in lines]
     return [(line, beside if index == place else "") for index, line in enumerate(lines)]
 
 

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hae_lab.masks import TokenGrid
-from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart, say
 
 QUERY_COLOUR, REGIONAL_COLOUR, PIXELS_COLOUR = "#00d0ff", PALETTE[3], "#888888"
 OPACITY = 0.75  # of the strongest weight over the image
@@ -33,7 +33,7 @@ def attention_heads(
         for ax, of_head in zip(axes, of_heads, strict=True):
             _overlay(ax, image, of_head, grid, pixel)
     for head, ax in enumerate(rows[0], start=1):
-        ax.set_title(f"head {head}", fontsize=12)
+        ax.set_title(say("head {number}", number=head), fontsize=12)
     _key(figure, rows)
     return figure
 
@@ -49,7 +49,7 @@ def _overlay(ax: Axes, image: np.ndarray, weights: np.ndarray, grid: TokenGrid, 
     ax.set_xticks([])
     ax.set_yticks([])
     regional = 100 * weights[grid.n_local :].sum()
-    ax.set_xlabel(f"regional {regional:.0f} %", fontsize=11)
+    ax.set_xlabel(say("regional {percent:.0f} %", percent=regional), fontsize=11)
     for spine in ax.spines.values():
         spine.set_color(REGIONAL_COLOUR if regional > 50 else PIXELS_COLOUR)
 

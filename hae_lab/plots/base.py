@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from hae_lab.checks import require, require_name
-from hae_lab.plots.catalogue import listed as listed
+from hae_lab.plots.catalogue import commas as commas
+from hae_lab.plots.catalogue import say as say
+from hae_lab.plots.catalogue import say_list as say_list
 from hae_lab.plots.page import SIZE as SIZE  # figure functions find here whatever they share
 from hae_lab.plots.page import TEXT, broken_name, columns_that_fit, current_style, wrapped
 from hae_lab.plots.page import Chart as Chart
@@ -47,7 +49,7 @@ def titled_axes(title: str, ax: Axes | None = None, least: float = 0.0) -> tuple
         return figure, figure.subplots()
     width = max(1.0, ax.get_window_extent().width / ax.figure.dpi)
     points = current_style().settings["axes.titlesize"]
-    ax.set_title(wrapped(title, width, points, 0.605), fontweight="bold")
+    ax.set_title(wrapped(say(title), width, points, 0.605), fontweight="bold")
     return ax.figure, ax
 
 
@@ -107,9 +109,14 @@ def variant_colour(name: str) -> str:
     return variant_colours([name])[name]
 
 
+def title_of(name: str) -> str:
+    """The title of a variant in the language of now; any other name is its own, unless the catalogue has it."""
+    return say(variant_title(name))
+
+
 def short_title(name: str) -> str:
     """A version in a sentence that is about HAE: "Lite" for "HAE Lite"."""
-    return variant_title(name).removeprefix(f"{variant_title(REFERENCE)} ")
+    return say(variant_title(name).removeprefix(f"{variant_title(REFERENCE)} "))
 
 
 def has_blocks(name: str) -> bool:
@@ -143,11 +150,11 @@ def measured(
     return shown, missing_note(ordered(wanted), shown)
 
 
-def missing_note(wanted: Iterable[str], shown: Iterable[str], state: str = "not measured") -> str:
-    """Names what is wanted and not shown, or "" if there is nothing to name."""
+def missing_note(wanted: Iterable[str], shown: Iterable[str], text: str = "not measured: {names}") -> str:
+    """Names what is wanted and not shown, in a text of the catalogue, or "" if there is nothing to name."""
     shown = list(shown)
-    gaps = [variant_title(name) for name in wanted if name not in shown]
-    return f"{state}: {', '.join(gaps)}" if gaps else ""
+    gaps = [title_of(name) for name in wanted if name not in shown]
+    return say(text, names=commas(gaps)) if gaps else ""
 
 
 def names_or_nothing(rows: pd.DataFrame) -> str:
@@ -198,7 +205,7 @@ def grouped_bars(ax: Axes, rows: pd.DataFrame, x: str, y: str, colours: Mapping[
 
 def stacked_bars(ax: Axes, heights: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """A bar a variant (columns), stacked from parts (rows) in the order of `colours`, with its sum above."""
-    names = [variant_title(variant) for variant in heights.columns]
+    names = [title_of(variant) for variant in heights.columns]
     bottom = np.zeros(len(names))
     for part, colour in colours.items():
         height = heights.loc[part].to_numpy(float)

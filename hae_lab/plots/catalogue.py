@@ -4,13 +4,15 @@ English stands where it is written; `zh.toml` beside this file has the Chinese f
 entry there stays English.
 """
 
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ FONTS = (  # families of the system that have simplified Chinese, the first that
     "Microsoft YaHei", "SimHei",
 )  # fmt: skip
 WHEEL = ("zhplot", "fonts/NotoSansSC-Regular.ttf")  # of the extra [zh]: a module that is never imported, its font
+SPACES = re.compile(r"(?<=[，；：、（）]) | (?=[，；：、（）])")  # these letters bring their own
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LANGUAGE: ContextVar[str] = ContextVar("language", default="en")
 
 
@@ -45,9 +49,22 @@ def current_language() -> str:
 
 
 def say(english: str, **values: Any) -> str:
-    """A text in the language of now, its `{names}` filled in; English where the catalogue has nothing for it."""
-    template = english if current_language() == "en" else entries(current_language()).get(english, english)
-    return template.format(**values) if values else template
+    """A text in the language of now, its `{names}` filled in; English where the catalogue has nothing for it.
+
+    A text from a table comes with its numbers in it; the catalogue has {0}, {1} for them: "{0} heads" for "8 heads".
+    """
+    known = {} if current_language() == "en" else entries(current_language())
+    if values or english in known:
+        template = known.get(english, english)
+        text = template.format(**values) if values else template
+        return SPACES.sub("", text) if known else text
+    template = known.get(_without_numbers(english), "")
+    return template.format(*NUMBER.findall(english)) or english
+
+
+def _without_numbers(text: str) -> str:
+    places = count()
+    return NUMBER.sub(lambda _: f"{{{next(places)}}}", text)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -58,6 +75,11 @@ def listed(names: Sequence[str]) -> str:
 def say_list(names: Sequence[str]) -> str:
     """The same in the language of now, for a text that `say` has."""
     return listed(names) if current_language() == "en" else "、".join(names)
+
+
+def commas(names: Iterable[str]) -> str:
+    """ "a, b, c", in the language of now."""
+    return (", " if current_language() == "en" else "、").join(names)
 
 
 @cache

@@ -21,6 +21,7 @@ from hae_lab.plots.base import (
     bar_places,
     bar_step,
     chart,
+    commas,
     count_word,
     has_blocks,
     legend_outside,
@@ -32,13 +33,13 @@ from hae_lab.plots.base import (
     ordered,
     short_title,
     subject_of,
+    title_of,
     titled_axes,
     variant_colours,
     write_note,
 )
 from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.page import TEXT, broken_name, wrapped
-from hae_lab.presets import variant_title
 
 ACCOUNTS = {
     "macs_document": ("as published, all n queries", "#555555"),
@@ -94,22 +95,24 @@ def macs_by_part(
     table = table.sort_values(subject, ascending=False)
     shares = 100 * table[subject] / table[subject].sum()
     figure, own = titled_axes(
-        f"The attention that the mask thins out is {shares.get(MASKED, 0):.0f} % of {variant_title(subject)}'s work; "
-        f"the {shares.idxmax()} does the most",
+        say(
+            "The attention that the mask thins out is {share:.0f} % of {name}'s work; the {part} does the most",
+            share=shares.get(MASKED, 0), name=title_of(subject), part=say(shares.idxmax()),
+        ),
         ax,
-    )
+    )  # fmt: skip
     colours, steps = variant_colours(shown, palette), bar_places(len(table), len(shown))
     for variant, places, mark in zip(shown, steps, cycle("osD^vXP*<>")):
         works = table[variant].to_numpy() > 0
-        style = {"color": colours[variant], "marker": mark, "label": variant_title(variant)}
+        style = {"color": colours[variant], "marker": mark, "label": title_of(variant)}
         own.plot(table.loc[works, variant], places[works], linestyle="", markersize=8, **style)
-    names = [f"{part}, {share:.2g} %" for part, share in shares.items()]
+    names = [say("{part}, {share:.2g} %", part=say(part), share=share) for part, share in shares.items()]
     own.set_yticks(range(len(table)), [wrapped(name, 1.9, 13, TEXT) for name in names])
     own.set(xscale="log", ylim=(len(table) - 0.5, -0.5))
     own.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     own.minorticks_off()
-    own.set_xlabel(f"GMACs of one denoising step,\nas published ({rows['preset'].iloc[0]})")
-    own.set_ylabel(f"part, and its share of {variant_title(subject)}'s work")
+    own.set_xlabel(say("GMACs of one denoising step,\nas published ({preset})", preset=rows["preset"].iloc[0]))
+    own.set_ylabel(say("part, and its share of {name}'s work", name=title_of(subject)))
     legend_outside(figure, ax, "lower center", ncols=4)
     write_note(own, note)
     return figure
@@ -140,11 +143,9 @@ def macs_by_level(
         own.bar(place, rows[column] / 1e9, width, color=(palette or {}).get(column, colour), label=label)
     names = [f"{height} × {width}" for height, width in zip(rows["height"], rows["width"], strict=True)]
     name_ticks(own, range(len(rows)), names)
-    rule = rows["mask_rule"].iloc[0]
-    own.set(
-        xlabel=f"map of the decoder level, pixels ({rows['preset'].iloc[0]}, {rule})",
-        ylabel="GMACs of one denoising step",
-    )
+    rule, preset = rows["mask_rule"].iloc[0], rows["preset"].iloc[0]
+    own.set_xlabel(say("map of the decoder level, pixels ({preset}, {rule})", preset=preset, rule=rule))
+    own.set_ylabel("GMACs of one denoising step")
     own.grid(axis="x", visible=False)
     own.legend(frameon=False)
     return figure
@@ -153,13 +154,13 @@ def macs_by_level(
 def _level_title(rows: pd.DataFrame, variant: str) -> str:
     saved = rows["macs_document"] - rows["macs_run"]
     if not saved.sum() > 0:
-        return f"Sparse attention saves nothing in the decoder of {variant_title(variant)}"
+        return say("Sparse attention saves nothing in the decoder of {name}", name=title_of(variant))
     percent, most = 100 * saved.sum() / rows["macs_document"].sum(), rows.loc[saved.idxmax()]
     amount = "nearly all" if saved.max() >= 0.85 * saved.sum() else "most" if 2 * saved.max() > saved.sum() else "much"
-    return (
-        f"Sparse attention saves {percent:.0f} % of {variant_title(variant)}'s decoder, {amount} of it on the "
-        f"{most['height']} × {most['width']} map"
-    )
+    return say(
+        "Sparse attention saves {percent:.0f} % of {name}'s decoder, {amount} of it on the {height} × {width} map",
+        percent=percent, name=title_of(variant), amount=say(amount), height=most["height"], width=most["width"],
+    )  # fmt: skip
 
 
 @chart
@@ -187,11 +188,10 @@ def attention_speed_up(
             _speed_up_line(ax, here[here["way"] == way].sort_values("n"), way, styles[way])
         core = rows[(rows["part"] == CORE) & (rows["pass"] == direction) & rows["limit"].gt(1)].sort_values("n")
         for way, its in core.groupby("way", sort=False):
-            ax.plot(
-                its["n"], its["limit"], "k--", label=f"limit of {way}, n / K:\nK keys that its kernel reads a query"
-            )
+            label = say("limit of {way}, n / K:\nK keys that its kernel reads a query", way=way)
+            ax.plot(its["n"], its["limit"], "k--", label=label)
         sizes = sorted(layers["n"].unique())
-        ax.set(xscale="log", yscale="log", xlabel=f"tokens n, {direction}")
+        ax.set(xscale="log", yscale="log", xlabel=say("tokens n, {direction}", direction=say(direction)))
         ax.set_xticks(sizes, [f"{n:,.0f}" for n in sizes])
         ax.xaxis.minorticks_off()
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -229,15 +229,26 @@ def _speed_up_title(layers: pd.DataFrame) -> str:
     if rule not in largest.index:
         return "Attention layers beside dense SDPA"
     beaten = largest.loc[largest["mask_rule"].isna(), "faster"].max() > 1
-    baseline = "dense SDPA" if beaten else "dense SDPA, the strongest baseline"
-    name = "Shared random columns make" if rule == SHARED else f"{rule} makes"
-    times, n = largest.loc[rule, "faster"], largest.loc[rule, "n"]
-    return f"{name} the layer {times:.1f} times faster than {baseline} (n = {n:,.0f})"
+    return say(
+        "Shared random columns make the layer {times:.1f} times faster than {baseline} (n = {n:,.0f})"
+        if rule == SHARED
+        else "{rule} makes the layer {times:.1f} times faster than {baseline} (n = {n:,.0f})",
+        rule=rule,
+        times=largest.loc[rule, "faster"],
+        baseline=say("dense SDPA" if beaten else "dense SDPA, the strongest baseline"),
+        n=largest.loc[rule, "n"],
+    )
 
 
 def _conditions(row: Mapping[str, Any]) -> str:
-    threads = f"{row['threads']:.0f} thread{'s' if row['threads'] != 1 else ''}"
-    return f"{row['device_name']}, {threads}, {row['clock']}, C = {row['channels']:.0f}"
+    return say("{machine}, C = {channels:.0f}", machine=machine(row), channels=row["channels"])
+
+
+def machine(row: Mapping[str, Any]) -> str:
+    """Where a measurement was made: device_name, threads, clock."""
+    one = row["threads"] == 1
+    text = "{device}, {threads:.0f} thread, {clock}" if one else "{device}, {threads:.0f} threads, {clock}"
+    return say(text, device=row["device_name"], threads=row["threads"], clock=say(row["clock"]))
 
 
 @chart
@@ -262,14 +273,14 @@ def variants_together(
     gaps = [note] if note else []
     for variant, places in zip(shown, bar_places(len(quantities), len(shown)), strict=True):
         mine = table.loc[variant].loc[quantities]
-        own.bar(places, mine["percent_of_hae"], width, color=colours[variant], label=variant_title(variant))
+        own.bar(places, mine["percent_of_hae"], width, color=colours[variant], label=title_of(variant))
         spread = mine[["percent_q1", "percent_q3"]].sub(mine["percent_of_hae"], axis=0).abs()
         timed = spread.gt(0).any(axis=1).to_numpy()  # a count has no spread
         style = {"fmt": "none", "color": INK, "capsize": 3}
         own.errorbar(places[timed], mine.loc[timed, "percent_of_hae"], spread[timed].to_numpy(float).T, **style)
         for x, (quantity, row) in zip(places, mine.iterrows(), strict=True):
             if np.isnan(row["percent_of_hae"]):
-                gaps.append(f"not measured: {quantity} of {variant_title(variant)}")
+                gaps.append(say("not measured: {quantity} of {name}", quantity=say(quantity), name=title_of(variant)))
             else:
                 top = np.nanmax([row["percent_of_hae"], row["percent_q3"]])
                 own.text(x, top + 1.5, f"{row['percent_of_hae']:.0f}", ha="center", fontsize=11)
@@ -358,11 +369,12 @@ def density_and_reach(
             heights = [steps[sizes.index(n), place] for n in line["n"]]
             ax.plot(factor * line[column], heights, label=rule, linewidth=1, **styles[rule])
         ax.set(xlim=(-6, 106), ylim=(len(rules) - 0.5, -0.5), xticks=(0, 50, 100))
-        label = wrapped(f"{label}, %", 0.28 * figure.get_figwidth(), mpl.rcParams["axes.labelsize"], TEXT)
-        ax.set_xlabel(label)
+        label = say("{label}, %", label=say(label))
+        ax.set_xlabel(wrapped(label, 0.28 * figure.get_figwidth(), mpl.rcParams["axes.labelsize"], TEXT))
     points = mpl.rcParams["ytick.labelsize"]
     axes[0].set_yticks(range(len(rules)), [broken_name(rule, 0.1 * points, points) for rule in rules])
-    caption = f"in each row from top to bottom: n = {', '.join(f'{n:,}' for n in sizes)} tokens"
+    tokens = commas(f"{n:,}" for n in sizes)
+    caption = say("in each row from top to bottom: n = {tokens} tokens", tokens=tokens)
     figure.supxlabel(wrapped(caption, figure.get_figwidth(), mpl.rcParams["legend.fontsize"], TEXT), fontsize=11)
     return figure
 
@@ -371,8 +383,9 @@ def _reach_title(rows: pd.DataFrame, rules: Sequence[str]) -> str:
     """What the document's rule, or the first, keeps and reaches on the largest map."""
     rule = "document" if "document" in rules else rules[0]
     found = rows[rows["n"] == rows["n"].max()].set_index("rule").loc[rule]
-    whose, own = "The document" if rule == "document" else rule, found["own_4_percent"]
-    return (
-        f"{whose}'s mask keeps {100 * found['density']:.0f} % of the pairs: one block reaches "
-        f"{found['reach_1_percent']:.0f} % of the map, and {own:.0f} % of pixels see their own patch"
-    )
+    return say(
+        "{whose}'s mask keeps {density:.0f} % of the pairs: one block reaches {reach:.0f} % of the map, "
+        "and {own:.0f} % of pixels see their own patch",
+        whose=say("The document") if rule == "document" else rule,
+        density=100 * found["density"], reach=found["reach_1_percent"], own=found["own_4_percent"],
+    )  # fmt: skip

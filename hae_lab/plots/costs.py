@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hae_lab.checks import require
-from hae_lab.diffusion.metrics import metric_label, metric_title
-from hae_lab.plots.base import Chart, chart, listed, new_chart, span
+from hae_lab.plots.base import Chart, chart, commas, new_chart, say, say_list, span
 from hae_lab.plots.verdicts import (
     COSTS,
     Style,
@@ -25,6 +24,8 @@ from hae_lab.plots.verdicts import (
     in_order,
     interval,
     lines,
+    metric_axis,
+    metric_words,
     short_ticks,
     study_title,
 )
@@ -67,8 +68,8 @@ def pareto(
         ax.set_xlabel(label)
         ax.margins(x=0.15)
         short_ticks(ax.xaxis, 4)
-    figure.axes[0].set_ylabel(metric_label(metric))
-    note = "hollow: another cell costs no more, and its interval is wholly better"
+    figure.axes[0].set_ylabel(metric_axis(metric))
+    note = say("hollow: another cell costs no more, and its interval is wholly better")
     cells_legend(figure, styles, lines(note, *_cost_gaps(cells, costs), absent(cells["cell"], order)))
     return figure
 
@@ -77,16 +78,20 @@ def _cost_gaps(cells: pd.DataFrame, costs: Sequence[str]) -> Iterator[str]:
     for cost in costs:
         gaps = [cell_name(cell) for cell in cells.loc[cells[cost].isna(), "cell"]]
         if gaps:
-            yield f"{COSTS.get(cost, cost)} not measured: {', '.join(gaps)}"
+            yield say("{cost} not measured: {names}", cost=say(COSTS.get(cost, cost)), names=commas(gaps))
 
 
 def _dominance_title(cells: pd.Series, leads: Mapping[str, pd.Series]) -> str:
     costs_of: dict[tuple[str, ...], list[str]] = {}
     for cost, leading in leads.items():
-        costs_of.setdefault(tuple(map(cell_name, cells[~leading])), []).append(COSTS.get(cost, cost))
-    return "; ".join(
-        f"{listed(names) or 'No cell'} {'are' if len(names) > 1 else 'is'} surely beaten by one that costs no more "
-        f"({', '.join(costs)})"
+        costs_of.setdefault(tuple(map(cell_name, cells[~leading])), []).append(say(COSTS.get(cost, cost)))
+    texts = (
+        "No cell is surely beaten by one that costs no more ({costs})",
+        "{names} is surely beaten by one that costs no more ({costs})",
+        "{names} are surely beaten by one that costs no more ({costs})",
+    )
+    return say("; ").join(
+        say(texts[min(len(names), 2)], names=say_list(names) if names else "", costs=commas(costs))
         for names, costs in costs_of.items()
     )
 
@@ -117,17 +122,18 @@ def learning_curves(
         stats = statistics.paired_differences(rows[rows["step"] == step], metric, lower_better=lower_better)
     styles = cell_styles(rows["cell"], palette)
     words = _alone(rows, step, metric) if stats is None else comparison_title(stats, metric)
-    figure = new_chart(f"After {step:g} steps: {words}")
+    figure = new_chart(say("After {step:g} steps: {words}", step=step, words=words))
     axes = figure.subplots(1, 1 if ms_per_step is None else 2, sharey=True, squeeze=False)[0]
     _curves(axes[0], rows, "step", metric, styles)
-    axes[0].set(xlabel="training steps", ylabel=metric_label(metric), yscale="log")
+    axes[0].set(xlabel="training steps", ylabel=metric_axis(metric), yscale="log")
     gap = "" if ms_per_step is None else _by_time(axes[1], rows, ms_per_step, metric, styles)
     short_ticks(axes[0].yaxis, 7)
     axes[0].minorticks_off()
     if stats is not None:
         axes[0].axvline(step, color="black", linestyle=":")
     seeds = span(rows.groupby("cell")["seed"].nunique() if stats is None else stats["n_seeds"])
-    note = f"mean and range of {seeds} seeds" + ("" if stats is None else "; dotted: compared there")
+    text = "mean and range of {seeds} seeds; dotted: compared there"
+    note = say("mean and range of {seeds} seeds" if stats is None else text, seeds=seeds)
     cells_legend(figure, styles, lines(note, _still_falling(rows, step, metric), gap, absent(rows["cell"], order)))
     return figure
 
@@ -135,8 +141,8 @@ def learning_curves(
 def _alone(rows: pd.DataFrame, step: float, metric: str) -> str:
     """The means where there is nothing to compare: of one cell, or of single seeds."""
     means = rows[rows["step"] == step].groupby("cell", sort=False)[metric].mean()
-    values = listed([f"{cell_name(cell)} {value:.3g}" for cell, value in means.items()])
-    return f"{values} in {metric_title(metric)}"
+    values = say_list([f"{cell_name(cell)} {value:.3g}" for cell, value in means.items()])
+    return say("{what} in {metric}", what=values, metric=metric_words(metric))
 
 
 def _by_time(
@@ -148,8 +154,8 @@ def _by_time(
     timed = tradeoffs.with_seconds(rows[is_timed] if is_timed.any() else rows, ms_per_step, metric)
     _curves(ax, timed, "seconds", metric, styles)
     ax.set_xlabel("compute time, s")
-    untimed = ", ".join(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
-    return f"time not measured: {untimed}" if untimed else ""
+    untimed = commas(cell_name(cell) for cell in styles if cell not in set(timed["cell"]))
+    return say("{cost} not measured: {names}", cost=say(COSTS["ms"]), names=untimed) if untimed else ""
 
 
 def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:
@@ -159,7 +165,8 @@ def _still_falling(rows: pd.DataFrame, step: float, metric: str) -> str:
     if len(earlier) == 0:
         return ""
     fallen = 100 * (1 - means.loc[step] / means.loc[earlier.max()])
-    return f"since step {earlier.max():g} it fell by {fallen.min():.1f} to {fallen.max():.1f} %"
+    text = "since step {step:g} it fell by {least:.1f} to {most:.1f} %"
+    return say(text, step=earlier.max(), least=fallen.min(), most=fallen.max())
 
 
 def _last_common_step(rows: pd.DataFrame) -> float:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hae_lab.plots.base import PALETTE, SIZE, chart, listed, span, titled_axes, variant_colours
+from hae_lab.plots.base import PALETTE, SIZE, chart, say, say_list, span, titled_axes, variant_colours
 from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN, cell_name, interval
 from hae_lab.presets import VARIANTS
 from hae_lab.study.grid import CONTROL, QUESTION
@@ -30,12 +30,16 @@ def gain_shares(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None,
         interval(own, place, shown, centre="mean", lying=True, color=colours[row["cell"]], marker="o")
     for place in rows.index[rows["order"].diff() > 0]:
         own.axhline(place - 0.5, color="black", linewidth=0.6)
-    own.set_yticks(rows.index, [f"{cell_name(row.cell)} ({row.n_seeds})" for row in rows.itertuples()])
+    own.set_yticks(rows.index, [_name(row.cell, row.n_seeds) for row in rows.itertuples()])
     own.invert_yaxis()
     own.set_xlim(0, max(0.5, rows["gain_share_ci_high"].max() * 1.1))
     own.set_xlabel("share of the possible gain\nmean and 95 % interval (seeds)")
     own.grid(axis="y", visible=False)
     return figure
+
+
+def _name(cell: str, seeds: int) -> str:
+    return say("{cell} ({seeds})", cell=cell_name(cell), seeds=seeds)
 
 
 def _colours(rows: pd.DataFrame, palette: Mapping[str, str] | None) -> dict[str, str]:
@@ -49,5 +53,7 @@ def _title(rows: pd.DataFrame) -> str:
     means = rows[rows["role"] == QUESTION].set_index("cell")["gain_share_mean"]
     named = [*(cell for cell in VARIANTS if cell in means), means.idxmin(), means.idxmax()]
     shares = [f"{cell_name(cell)} {means[cell]:.2f}" for cell in dict.fromkeys(named)]
-    data = listed(list(rows["data"].unique()))
-    return f"Of what can be gained on {data} the models gain: {'; '.join(shares)} ({span(rows['n_seeds'])} seeds)"
+    return say(
+        "Of what can be gained on {data} the models gain: {shares} ({seeds} seeds)",
+        data=say_list(list(rows["data"].unique())), shares=say("; ").join(shares), seeds=span(rows["n_seeds"]),
+    )  # fmt: skip

@@ -18,9 +18,9 @@ from hae_lab.plots.base import (
     names_or_nothing,
     new_chart,
     ordered,
+    title_of,
     titled_axes,
     variant_colours,
-    variant_title,
 )
 from hae_lab.plots.catalogue import say, say_list
 from hae_lab.presets import VARIANTS
@@ -63,7 +63,7 @@ def what_a_model_needs(
         found = rows[rows["variant"] == variant].set_index("change").reindex(changes)
         arms = [found["percent"] - found["percent_low"], found["percent_high"] - found["percent"]]
         height = bar_step(len(variants))
-        own.barh(centres, found["percent"], height, xerr=arms, color=colours[variant], label=variant_title(variant))
+        own.barh(centres, found["percent"], height, xerr=arms, color=colours[variant], label=title_of(variant))
         for centre, row in zip(centres, found.itertuples(), strict=True):
             text = f"{row.percent:+.1f} %" if abs(row.percent) >= UNSEEN else f"{round(row.percent, 2) + 0.0:+.2f} %"
             own.annotate(
@@ -125,7 +125,7 @@ def _models(detectors: Sequence[str]) -> list[str]:
 
 
 def _detector_title(name: str) -> str:
-    return variant_title(name) if name in VARIANTS else DETECTORS.get(name, name)
+    return title_of(name) if name in VARIANTS else DETECTORS.get(name, name)
 
 
 def _detection_title(rows: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Patch, Rectangle
 
-from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart
+from hae_lab.plots.base import PALETTE, Chart, chart, legend_outside, new_chart, say, say_list
 
 View = dict[str, Any]  # `MaskExplorerModel.view()`
 
@@ -53,13 +53,17 @@ def place_name(place: tuple[int, int, int]) -> str:
 
 
 def grid_name(patch_size: int) -> str:
-    return "pixel" if patch_size == 1 else f"{patch_size} × {patch_size} token"
+    return say("pixel") if patch_size == 1 else say("{size} × {size} token", size=patch_size)
+
+
+def grid_names(patch_size: int) -> str:
+    return say("pixels") if patch_size == 1 else say("{size} × {size} tokens", size=patch_size)
 
 
 def grid_caption(view: View, patch_size: int) -> str:
     """How many tokens of a scale the query sees."""
     seen, count = view["keys_seen_of_scale"][patch_size], view["keys_of_scale"][patch_size]
-    return f"{grid_name(patch_size)}s: {seen:,} of {count:,}"
+    return say("{names}: {seen:,} of {all:,}", names=grid_names(patch_size), seen=seen, all=count)
 
 
 def query_marks(view: View) -> list[dict[str, Any]]:
@@ -115,9 +119,12 @@ def visible_keys(view: View, image: np.ndarray | None = None) -> Chart:
     A view of `MaskExplorerModel.view`; an image in [-1, 1] is drawn beneath.
     """
     figure = new_chart(
-        f"Under the rule {view['rule']}, {place_name(view['place'])} sees {view['keys_seen']:,} of {view['keys']:,} "
-        f"tokens: {own_tokens(view)}"
-    )
+        say(
+            "Under the rule {rule}, {place} sees {seen:,} of {all:,} tokens: {own}",
+            rule=view["rule"], place=place_name(view["place"]), seen=view["keys_seen"], all=view["keys"],
+            own=own_tokens(view),
+        )
+    )  # fmt: skip
     colours = token_colours(view, image)
     slots = max(2, len(colours) - 1)
     grid = figure.add_gridspec(slots, 2, width_ratios=[slots, 1])
@@ -132,25 +139,27 @@ def visible_keys(view: View, image: np.ndarray | None = None) -> Chart:
 
 def own_tokens(view: View) -> str:
     """In words, which of the tokens of its own patches the query sees."""
-    names = {True: [], False: []}
+    names: dict[bool, list[str]] = {True: [], False: []}
     for p, seen in view["own_seen"].items():
         names[seen].append(f"{p} × {p}")
+    shown, hidden = names[True], names[False]
     if not view["own_seen"]:
-        return "this map has no regional tokens"
-    if not names[True]:
-        return f"{'not' if len(names[False]) == 1 else 'neither'} its own {' nor '.join(names[False])} token"
-    hidden = f", not its own {' or '.join(names[False])} token" if names[False] else ""
-    return f"its own {' and '.join(names[True])} token{hidden}"
+        return say("this map has no regional tokens")
+    if not shown:
+        text = "not its own {sizes} token" if len(hidden) == 1 else "neither its own {sizes} token"
+        return say(text, sizes=say(" nor ").join(hidden))
+    seen = say("its own {sizes} token", sizes=say(" and ").join(shown))
+    return seen + (say(", not its own {sizes} token", sizes=say(" or ").join(hidden)) if hidden else "")
 
 
 def numbers_text(view: View) -> str:
     """The numbers of a view on two lines."""
-    return (
-        f"It sees {view['neighbourhood_percent']:.0f} % of the 7 × 7 pixels around it; "
-        f"the mask keeps {view['density_percent']:.1f} % of all pairs.\n"
-        f"Attention reaches {view['reach_1_percent']:.1f} % of the pixels in 1 block, "
-        f"{view['reach_2_percent']:.1f} % in 2."
-    )
+    return say(
+        "It sees {near:.0f} % of the 7 × 7 pixels around it; the mask keeps {density:.1f} % of all pairs.\n"
+        "Attention reaches {once:.1f} % of the pixels in 1 block, {twice:.1f} % in 2.",
+        near=view["neighbourhood_percent"], density=view["density_percent"],
+        once=view["reach_1_percent"], twice=view["reach_2_percent"],
+    )  # fmt: skip
 
 
 @chart
@@ -160,11 +169,12 @@ def mask_rules(views: Sequence[View], matrices: Sequence[np.ndarray], image: np.
     `MaskExplorerModel.view` and `.matrix` of each rule, for the same query.
     """
     hidden = [view["rule"] for view in views if not all(view["own_seen"].values())]
-    title = (
-        f"{place_name(views[0]['place']).capitalize()} sees the tokens of its own patches under "
-        f"{len(views) - len(hidden)} of {len(views)} rules"
-    )
-    figure = new_chart(title + (f", not under {' and '.join(hidden)}" if hidden else ""), TALL, least=TALL[0])
+    title = say(
+        "{place} sees the tokens of its own patches under {seen} of {all} rules",
+        place=place_name(views[0]["place"]).capitalize(), seen=len(views) - len(hidden), all=len(views),
+    )  # fmt: skip
+    not_so = say(", not under {rules}", rules=say_list(hidden)) if hidden else ""
+    figure = new_chart(title + not_so, TALL, least=TALL[0])
     scales = list(views[0]["visible"])
     axes = figure.subplots(len(views), 2 + len(scales), squeeze=False, width_ratios=[2] + [1] * (1 + len(scales)))
     for row, view, cells in zip(axes, views, matrices, strict=True):
@@ -172,7 +182,7 @@ def mask_rules(views: Sequence[View], matrices: Sequence[np.ndarray], image: np.
         _matrix(row[1], cells)
         for index, (ax, tokens) in enumerate(zip(row[2:], token_colours(view, image).values(), strict=True)):
             _tokens(ax, view, index, tokens, line=1.2)
-    for ax, name in zip(axes[0, 1:], ["the mask", *(f"{grid_name(p)}s" for p in scales)], strict=True):
+    for ax, name in zip(axes[0, 1:], ["the mask", *map(grid_names, scales)], strict=True):
         ax.set_title(name)
     axes[-1, 1].set(xlabel="keys →", ylabel="← queries")
     _legend(figure)
@@ -181,9 +191,9 @@ def mask_rules(views: Sequence[View], matrices: Sequence[np.ndarray], image: np.
 
 def _rule_text(ax: Axes, view: View) -> None:
     lines = (
-        f"sees {view['keys_seen']:,} of {view['keys']:,} tokens",
-        f"reaches {view['reach_1_percent']:.0f} % of the pixels",
-        f"density of the mask {view['density_percent']:.1f} %",
+        say("sees {seen:,} of {all:,} tokens", seen=view["keys_seen"], all=view["keys"]),
+        say("reaches {percent:.0f} % of the pixels", percent=view["reach_1_percent"]),
+        say("density of the mask {percent:.1f} %", percent=view["density_percent"]),
     )
     ax.axis("off")
     ax.text(0, 1, view["rule"], va="top", fontweight="bold", fontsize=15, transform=ax.transAxes)

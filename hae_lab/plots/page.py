@@ -25,7 +25,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 from PIL import Image
 
 from hae_lab.checks import HAELabError, require, require_name, require_number
@@ -178,12 +178,13 @@ def chart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _translate(figure: Figure) -> None:
     """Give every text of a figure that is a whole entry of the catalogue its words; templates have theirs already."""
+    for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]:
+        if isinstance(axis.get_major_locator(), FixedLocator):  # ticks write themselves anew from what they were given
+            names = [label.get_text() for label in axis.get_ticklabels()]
+            if names != [say(name) for name in names]:
+                axis.set_ticklabels([say(name) for name in names])
     for text in figure.findobj(Text):
         text.set_text(say(text.get_text()))
-    for ax in figure.axes:  # ticks write themselves anew from what they were given
-        for axis in (ax.xaxis, ax.yaxis):
-            if isinstance(axis.get_major_formatter(), FixedFormatter):
-                axis.set_ticklabels([say(label.get_text()) for label in axis.get_ticklabels()])
 
 
 def new_chart(title: str, size: tuple[float, float] = SIZE, least: float = 0.0) -> Chart:
@@ -205,22 +206,34 @@ def wrapped(text: str, inches: float, points: float, letter: float = LETTER) -> 
     """Lines of a text that fit a width in inches; where it broke already, it stays broken, and "40 %" stays whole."""
     letters = max(10, int(72 * inches / (letter * points)))
     if current_language() == "zh":
-        return "\n".join(part for line in text.split("\n") for part in _wide_lines(line, letters))
+        return "\n".join("\n".join(_even_lines(line, letters)) for line in text.split("\n"))
     whole = [line.replace(" %", "\0%") for line in text.split("\n")]
     broken = ["\n".join(textwrap.wrap(line, letters, break_long_words=False)) for line in whole]
     return "\n".join(broken).replace("\0", " ")
 
 
+def _even_lines(line: str, letters: int) -> list[str]:
+    """As few lines as a width allows, which end at commas where they can, and are else about as long as each other."""
+    ways = [list(_wide_lines(line, width)) for width in range(letters, 9, -1)]
+    fewest = [way for way in ways if len(way) == len(ways[0])]
+    return max(reversed(fewest), key=lambda way: sum(part[-1] in "，。；：、" for part in way[:-1]))
+
+
 def _wide_lines(line: str, letters: int) -> Iterator[str]:
     """Lines of a Chinese text, whose letters take the room of two and may stand at any end, Latin words stay whole."""
     room, current = letters, ""
-    for piece in re.findall(r"[\x21-\u2fff]+ ?|.", line):
-        width = sum(1 + (ord(letter) > 0x2FFF) for letter in piece)
-        if current and width > room and piece not in "，。；：、）":
+    for piece in re.findall(r"（?(?:[\x21-\u2fff]+(?: %| [=×−] [\x21-\u2fff]+)* ?|.)", line):
+        width = letters_wide(piece)
+        if current and width > room and piece[0] not in "，。；：、）%":
             yield current.rstrip()
             room, current = letters, ""
         room, current = room - width, current + piece
     yield current
+
+
+def letters_wide(text: str) -> int:
+    """The width of a line in Latin letters: Chinese letters take the room of two."""
+    return sum(1 + (ord(letter) > 0x2FFF) for letter in text)
 
 
 def broken_name(name: str, inches: float, points: float) -> str:
@@ -232,7 +245,7 @@ def broken_name(name: str, inches: float, points: float) -> str:
 def columns_that_fit(labels: Sequence[str], most: int, inches: float, points: float) -> int:
     """How many columns of a legend, `most` at the most, a width has room for; labels fill column by column."""
     for columns in range(min(most, len(labels)), 1, -1):
-        per_column = np.array_split([max(map(len, label.split("\n"))) for label in labels], columns)
+        per_column = np.array_split([max(map(letters_wide, label.split("\n"))) for label in labels], columns)
         letters = sum(max(column) for column in per_column)
         # a handle with its pad is 2.8 wide, the space between columns 2, both in font sizes, as matplotlib has them
         if points / 72 * (0.58 * letters + 2.8 * columns + 2 * (columns - 1)) <= 0.97 * inches:

@@ -20,7 +20,6 @@ from hae_lab.plots.base import (
     grouped_bars,
     has_blocks,
     legend_outside,
-    listed,
     mark_claim,
     measured,
     name_ticks,
@@ -32,6 +31,7 @@ from hae_lab.plots.base import (
     short_title,
     span,
     stacked_bars,
+    title_of,
     titled_axes,
     variant_colour,
     variant_colours,
@@ -39,7 +39,7 @@ from hae_lab.plots.base import (
 )
 from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.page import TEXT, broken_name, current_style, wrapped
-from hae_lab.presets import DOCUMENT, variant_title
+from hae_lab.presets import DOCUMENT
 
 BODY_COLOURS = {"encoder": "#6b6b6b", "middle": "#8c8c8c", "decoder body": "#adadad", "embedding and out": "#cecece"}
 HYBRID_COLOURS = {
@@ -75,7 +75,7 @@ def parameter_table(
     grouped_bars(own, whole, "preset", "percent_of_hae", colours)
     beside = ax is not None or not current_style().is_narrow  # else the claims are named in the legend
     for variant, percent in claims.items():
-        label = say("claimed\n{name} {percent:.0f} %", name=variant_title(variant), percent=percent)
+        label = say("claimed\n{name} {percent:.0f} %", name=title_of(variant), percent=percent)
         named = {} if beside else {"label": label.replace("\n", " ")}
         own.axhline(percent, color=colours[variant], linestyle="--", linewidth=2, **named)
         if beside:
@@ -139,7 +139,7 @@ def _counts_title(rows: pd.DataFrame) -> str:
     changes = [dict(change.split("=", 1) for change in text.split(", ")) for text in rows["our_changes"]]
     differ = [name for name in dict.fromkeys(chain(*changes)) if len({each.get(name) for each in changes}) > 1]
     if not differ:
-        return f"The published {percents} % compares one"
+        return say("The published {percents} % compares one", percents=percents)
     return say(
         "The published {percents} % compares {models} models that differ in {fields} too, not in slots alone",
         percents=percents, models=say(count_word(rows["our_changes"].nunique())), fields=say_list(differ),
@@ -147,7 +147,7 @@ def _counts_title(rows: pd.DataFrame) -> str:
 
 
 def _name_and_changes(variant: str, changes: str) -> str:
-    return f"{variant_title(variant)}\n" + changes.replace(", ", "\n")
+    return f"{title_of(variant)}\n" + changes.replace(", ", "\n")
 
 
 @chart
@@ -171,7 +171,7 @@ def feasibility(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
         own.scatter(group["lite_percent"], group["v2_percent"], label=label, **style)
     for claim in claims.to_dict("records"):
         _claimed_point(own, claim)
-    next_title, title = variant_title(NEXT), variant_title(SMALLEST)
+    next_title, title = title_of(NEXT), title_of(SMALLEST)
     percent_of_hae = "{name}, parameters in % of HAE"
     own.set(xlabel=say(percent_of_hae, name=next_title), ylabel=say(percent_of_hae, name=title))
     own.set(xlim=(0, 100), ylim=(0, 100))
@@ -195,7 +195,7 @@ def _feasibility_title(families: pd.DataFrame, claims: pd.DataFrame) -> str:
 def _line_label(families: pd.DataFrame, line: Mapping[str, Any]) -> str:
     """The line in words, and the scopes that have another slope."""
     others = families[families["slope"] != line["slope"]].drop_duplicates("scope")
-    apart = "".join(f"; {row['scope']}: {_slope(row)}" for row in others.to_dict("records"))
+    apart = "".join(f"; {say(row['scope'])}: {_slope(row)}" for row in others.to_dict("records"))
     lite = short_title(NEXT)
     return f"{short_title(SMALLEST)} = {lite} − {_slope(line)} (100 − {lite}){apart}"
 
@@ -298,7 +298,7 @@ def where_parameters_sit(
 def _sit_title(table: pd.DataFrame) -> str:
     """What HAE's patch projections hold, and which versions keep less than a twentieth of them."""
     if REFERENCE not in table:
-        return f"Where the parameters of {listed(list(map(variant_title, table.columns)))} sit"
+        return say("Where the parameters of {names} sit", names=say_list(list(map(title_of, table.columns))))
     held, whole = table.loc["projections"], table.loc["model", REFERENCE]
     share = 100 * held[REFERENCE] / whole
     start = say("HAE's patch projections hold {share:.0f} % of its parameters", share=share)
@@ -348,7 +348,7 @@ def what_it_would_take(
     for index, variant in enumerate(shown):
         offset = 0.4 * (index - (len(shown) - 1) / 2)
         percents, changes = rows[f"{variant}_percent"], rows[f"{variant}_changes"]
-        style = {"color": colours[variant], "label": variant_title(variant)}
+        style = {"color": colours[variant], "label": title_of(variant)}
         bars = own.barh(place + offset, percents, 0.38, **style)
         room = 0.5 * figure.get_figwidth()  # right of the longest bar
         changes = [wrapped(change, room, current_style().settings["legend.fontsize"], TEXT) for change in changes]

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, write_legend
+from hae_lab.plots.base import PALETTE, Chart, chart, new_chart, say, write_legend
+from hae_lab.plots.compute import machine
 
 KIND_STYLES = {
     "convolution": (PALETTE[0], "o"), "linear": (PALETTE[2], "s"), "sparse attention": (PALETTE[3], "*"),
@@ -37,11 +38,11 @@ def roofline(rows: pd.DataFrame) -> Chart:
             alpha=0.75,
             edgecolors="white",
             linewidths=0.5,
-            label=f"{kind}, {share:.0f} % of the time",
+            label=say("{kind}, {share:.0f} % of the time", kind=say(kind), share=share),
         )
     _draw_roof(ax, rows, working)
     idle = rows.loc[rows["macs"] == 0, "share_percent"].sum()
-    ax.plot([], [], " ", label=f"without MACs, {idle:.0f} % of the time")
+    ax.plot([], [], " ", label=say("without MACs, {share:.0f} % of the time", share=idle))
     ax.set(xscale="log", yscale="log", xlabel="FLOPs a byte moved", ylabel="GFLOP/s")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -49,8 +50,7 @@ def roofline(rows: pd.DataFrame) -> Chart:
     for handle in legend.legend_handles[: working["kind"].nunique()]:
         handle.set_sizes([70])
     where = rows.iloc[0]
-    threads = f"{where['threads']} thread{'s' if where['threads'] > 1 else ''}"
-    note = f"{where['device_name']}, {threads}, {where['clock']}; hooks cost {where['overhead_percent']:.0f} %"
+    note = say("{machine}; hooks cost {percent:.0f} %", machine=machine(where), percent=where["overhead_percent"])
     figure.text(0.99, 0.005, note, ha="right", fontsize=10)
     return figure
 
@@ -61,12 +61,11 @@ def _draw_roof(ax: Axes, rows: pd.DataFrame, working: pd.DataFrame) -> None:
     reach = [ridge, *working["flops_per_byte"]]
     intensity = np.geomspace(min(reach) / 2, max(reach) * 2, 200)
     ax.plot(intensity, np.minimum(peak, intensity * bandwidth), color="black", linewidth=1.5)
-    ax.annotate(
-        f"arithmetic: {peak:,.0f} GFLOP/s", (intensity[-1], peak), xytext=(0, 6), textcoords="offset points", ha="right"
-    )
+    arithmetic = say("arithmetic: {peak:,.0f} GFLOP/s", peak=peak)
+    ax.annotate(arithmetic, (intensity[-1], peak), xytext=(0, 6), textcoords="offset points", ha="right")
     below_ridge = np.sqrt(intensity[0] * ridge)
     ax.annotate(
-        f"memory: {bandwidth:,.0f} GB/s",
+        say("memory: {bandwidth:,.0f} GB/s", bandwidth=bandwidth),
         (below_ridge, below_ridge * bandwidth),
         xytext=(-8, 4),
         textcoords="offset points",
@@ -78,7 +77,7 @@ def _title(rows: pd.DataFrame) -> str:
     """Which kind of part takes the time, and what attention does, sparse if there is some."""
     shares = rows[rows["kind"] != "outside"].groupby("kind")["share_percent"].sum().sort_values(ascending=False)
     first = shares.index[0]
-    words = f"{first.capitalize()} takes {shares.iloc[0]:.0f} % of the time"
+    words = say("{kind} takes {share:.0f} % of the time", kind=say(first).capitalize(), share=shares.iloc[0])
     second = next((kind for kind in ("sparse attention", "attention") if kind in shares and kind != first), None)
     second = second or next((kind for kind in shares.index[1:]), None)
     if second is None:
@@ -86,5 +85,5 @@ def _title(rows: pd.DataFrame) -> str:
     most = rows[(rows["kind"] == first) & (rows["macs"] > 0)]
     reached = 2 * most["macs"].sum() / most["ms"].sum() / 1e6 if len(most) else 0.0
     percent = 100 * reached / rows["peak_gflops_per_second"].iloc[0]
-    at = f", at {percent:.0f} % of the machine's peak" if reached else ""
-    return f"{words}{at}; {second} takes {shares[second]:.0f} %"
+    at = say(", at {percent:.0f} % of the machine's peak", percent=percent) if reached else ""
+    return words + at + say("; {kind} takes {share:.0f} %", kind=say(second), share=shares[second])

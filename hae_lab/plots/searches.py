@@ -6,7 +6,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from hae_lab.plots.base import INK, PALETTE, Chart, chart, legend_outside, listed, new_chart, span, variant_title
+from hae_lab.plots.base import (
+    INK,
+    PALETTE,
+    Chart,
+    chart,
+    legend_outside,
+    new_chart,
+    say,
+    say_list,
+    span,
+    title_of,
+)
 from hae_lab.plots.verdicts import interval, short_ticks
 from hae_lab.study.equivalence import BETTER, CANNOT_TELL
 from hae_lab.study.equivalence import EQUAL as EQUAL_WORD
@@ -19,7 +30,12 @@ COSTS = {
 }
 EQUAL = {"steps": ("equal steps", "white"), "time": ("equal time", None)}
 PROMISED_PERCENT = 40
-WORDS = {BETTER[0]: "better than", BETTER[1]: "worse than", EQUAL_WORD: "equal to", CANNOT_TELL: "not told from"}
+WORDS = {
+    BETTER[0]: "better than {name} on {data}",
+    BETTER[1]: "worse than {name} on {data}",
+    EQUAL_WORD: "equal to {name} on {data}",
+    CANNOT_TELL: "not told from {name} on {data}",
+}
 
 
 @chart
@@ -37,7 +53,7 @@ def searched(costs: pd.DataFrame, quality: pd.DataFrame, name: str = "v3") -> Ch
     _draw_costs(left, costs)
     colours = dict(zip(data, PALETTE, strict=False))
     _draw_quality(right, against, models, colours)
-    left.set_yticks(range(len(models)), [variant_title(model) for model in models])
+    left.set_yticks(range(len(models)), [title_of(model) for model in models])
     left.set_ylim(len(models) - 0.5, -0.5)
     left.grid(axis="y", visible=False)
     right.grid(axis="y", visible=False)
@@ -51,7 +67,7 @@ def _draw_costs(ax: Axes, costs: pd.DataFrame) -> None:
             ax.plot(row[column], place, marker, color=INK, markersize=7, markerfacecolor="none")
     ax.axvline(PROMISED_PERCENT, color=INK, linestyle=":", linewidth=1)
     ax.set_xlim(0, None)
-    ax.set_xlabel(f"cost, % of HAE\ndotted: {PROMISED_PERCENT} %")
+    ax.set_xlabel(say("cost, % of HAE\ndotted: {percent} %", percent=PROMISED_PERCENT))
     short_ticks(ax.xaxis, 5)
 
 
@@ -75,9 +91,10 @@ def _marks(colours: Mapping[str, str]) -> list[Line2D]:
         for label, marker in COSTS.values()
     ]
     quality = [
-        Line2D([], [], linestyle="", marker="o", color=colour, markerfacecolor=fill or colour, label=f"{data}, {label}")
+        Line2D([], [], linestyle="", marker="o", color=colour, markerfacecolor=fill or colour, label=names)
         for data, colour in colours.items()
         for label, fill in EQUAL.values()
+        for names in [say(", ").join([data, say(label)])]
     ]
     return costs + quality
 
@@ -85,10 +102,12 @@ def _marks(colours: Mapping[str, str]) -> list[Line2D]:
 def _title(costs: pd.Series, quality: pd.DataFrame, name: str) -> str:
     """The costs of the model, and its verdicts against HAE at equal time."""
     at_time = quality[(quality["equal"] == "time") & (quality["against"] == "hae")]
-    said = [
-        f"{WORDS[verdict]} {variant_title('hae')} on {listed(list(rows['data']))}"
+    told = [
+        say(WORDS[verdict], name=title_of("hae"), data=say_list(list(rows["data"])))
         for verdict, rows in at_time.groupby("verdict", sort=False)
     ]
-    params, time = costs["params_percent_of_hae"], costs["training_percent_of_hae"]
-    cost = f"{params:.0f} % of HAE's parameters, {time:.0f} % of its time"
-    return f"{variant_title(name)}: {cost}; after equal time {listed(said)} ({span(at_time['n_seeds'])} seeds)"
+    return say(
+        "{name}: {params:.0f} % of HAE's parameters, {time:.0f} % of its time; after equal time {told} ({seeds} seeds)",
+        name=title_of(name), params=costs["params_percent_of_hae"], time=costs["training_percent_of_hae"],
+        told=say_list(told), seeds=span(at_time["n_seeds"]),
+    )  # fmt: skip

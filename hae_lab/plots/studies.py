@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.diffusion.metrics import metric_label
-from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, listed, new_chart, span, titled_axes
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, new_chart, say, say_list, span, titled_axes
 from hae_lab.plots.verdicts import (
     KNOWN_WORSE,
     Row,
@@ -28,6 +27,7 @@ from hae_lab.plots.verdicts import (
     in_percent,
     interval,
     lines,
+    metric_axis,
     pair_names,
     pair_rows,
     seeds_legend,
@@ -35,7 +35,6 @@ from hae_lab.plots.verdicts import (
     study_title,
     verdict_text,
     winner_and_loser,
-    within,
 )
 from hae_lab.presets import CONTROL
 from hae_lab.study import comparisons, orders, statistics
@@ -78,10 +77,10 @@ def forest(
     _margin_band(own, drawn)
     _forest_rows(own, study, drawn, metric, cell_styles(stats["first"], palette))
     pair_rows(own, drawn[["first", "second"]])
-    own.set_xlabel(f"difference in {metric_label(metric)}")
+    own.set_xlabel(say("difference in {metric}", metric=metric_axis(metric)))
     short_ticks(own.xaxis, 5)
     _percent_axis(own, drawn)
-    note = "verdicts after Holm; finds: with 80 % power, in % of the second's mean"
+    note = say("verdicts after Holm; finds: with 80 % power, in % of the second's mean")
     worse = [Line2D([], [], color=KNOWN_WORSE, marker="D", linewidth=2, label="known to be worse")]
     seeds_legend(figure, lines(note, absent(rows["cell"], order)), PALETTE[7], ax, worse if len(controls) else ())
     return figure
@@ -99,7 +98,7 @@ def _forest_rows(ax: Axes, study: pd.DataFrame, drawn: pd.DataFrame, metric: str
     """The seeds, the interval and the verdict of each comparison, in the order of `drawn`."""
     pairs = list(drawn[["first", "second"]].itertuples(index=False, name=None))
     seeds = statistics.seed_differences(study, pairs, metric).groupby(["first", "second"])["difference"]
-    between = "\n" if len(pairs) <= CROWDED else ", "
+    between = "\n" if len(pairs) <= CROWDED else say(", ")
     for place, row in enumerate(drawn.to_dict("records")):
         colour = styles[row["first"]]["color"] if row["first"] in styles else KNOWN_WORSE
         dots = seeds.get_group((row["first"], row["second"]))
@@ -122,7 +121,7 @@ def _percent_axis(ax: Axes, differences: pd.DataFrame) -> None:
     unit = _one_percent(differences)
     seconds = differences["second"].unique()
     top = ax.secondary_xaxis("top", functions=(lambda value: value / unit, lambda percent: percent * unit))
-    top.set_xlabel(f"% of {cell_name(seconds[0]) if len(seconds) == 1 else 'the mean'}")
+    top.set_xlabel(say("% of {name}", name=cell_name(seconds[0]) if len(seconds) == 1 else say("the mean")))
 
 
 @chart
@@ -160,10 +159,11 @@ def loss_by_quartile(
     means = found.drop_duplicates("metric").set_index("metric")["mean_second"]
     names = [f"q{number}\n{means[metric]:.2g}" for number, metric in enumerate(QUARTILES, 1)]
     own.set_xticks(range(len(QUARTILES)), names)
-    own.set_xlabel(f"quartile of the timestep, q1 = least noise; below, the loss of {cell_name(baseline)}")
-    own.set_ylabel(f"held-out loss against {cell_name(baseline)}, %")
+    text = "quartile of the timestep, q1 = least noise; below, the loss of {cell}"
+    own.set_xlabel(say(text, cell=cell_name(baseline)))
+    own.set_ylabel(say("held-out loss against {cell}, %", cell=cell_name(baseline)))
     own.grid(axis="x", visible=False)
-    note = f"small: one seed of {span(found['n_seeds'])}; large: mean, 95 % interval"
+    note = say("small: one seed of {seeds}; large: mean, 95 % interval", seeds=span(found["n_seeds"]))
     note = lines(note, absent(rows["cell"], order))
     cells_legend(figure, {cell: styles[cell] for cell in cells}, note, ax)
     return figure
@@ -176,16 +176,23 @@ def _baseline(rows: pd.DataFrame, order: Sequence[str] | None) -> str:
 
 def _quartile_title(found: pd.DataFrame, baseline: str) -> str:
     seeds, told, same = span(found["n_seeds"]), pd.DataFrame(differing(found)), int((found["verdict"] == EQUAL).sum())
-    rest = len(found) - len(told) - same
-    equal = f"{same} of {len(found)} equal it {within(found.iloc[0]).removeprefix(EQUAL + ' ')}" if same else ""
+    rest, name = len(found) - len(told) - same, cell_name(baseline)
     if told.empty and not same:
-        return f"{seeds} seeds cannot tell any cell from {cell_name(baseline)} in any quartile of the timestep"
+        text = "{seeds} seeds cannot tell any cell from {cell} in any quartile of the timestep"
+        return say(text, seeds=seeds, cell=name)
     words = []
     for (verdict, cell), part in told.groupby(["verdict", "first"], sort=False) if len(told) else ():
-        quartiles = listed([f"q{1 + QUARTILES.index(metric)}" for metric in part["metric"]])
-        words.append(f"{cell_name(cell)} {'beats' if verdict == BETTER[0] else 'loses to'} it in {quartiles}")
-    end = f"; {seeds} seeds cannot tell the rest" if rest else f" ({seeds} seeds)"
-    return f"Against {cell_name(baseline)}: {', '.join(filter(None, [*words, equal]))}{end}"
+        quartiles = say_list([f"q{1 + QUARTILES.index(metric)}" for metric in part["metric"]])
+        text = "{cell} beats it in {quartiles}" if verdict == BETTER[0] else "{cell} loses to it in {quartiles}"
+        words.append(say(text, cell=cell_name(cell), quartiles=quartiles))
+    if same:
+        margin = found.iloc[0]["margin_percent"]
+        text = "{same} of {count} equal it within {margin:g} %"
+        words.append(say(text, same=same, count=len(found), margin=margin))
+    against = say("Against {cell}: {words}", cell=name, words=say(", ").join(words))
+    if rest:
+        return say("; ").join([against, say("{seeds} seeds cannot tell the rest", seeds=seeds)])
+    return say("{words} ({seeds} seeds)", words=against, seeds=seeds)
 
 
 @chart
@@ -223,10 +230,10 @@ def conclusions(
         for row in part.to_dict("records"):
             shift = (row["group"] + 0.5) / part["group"].nunique() - 0.5
             _conclusion(ax, rows_of[row["first"], row["second"]] + 0.8 * shift, in_percent(row), colours)
-        ax.set_title("1 seed" if count == 1 else f"{count} seeds")
+        ax.set_title(say("{count} seed" if count == 1 else "{count} seeds", count=count))
         short_ticks(ax.xaxis, 3)
     axes[len(axes) // 2].set_xlabel("difference in % of the second")
-    note = "colour: the winner; hollow: cannot tell; grey: equal within the margin; lines: 95 % intervals"
+    note = say("colour: the winner; hollow: cannot tell; grey: equal within the margin; lines: 95 % intervals")
     promise = _order_text(rows, promised, metric, lower_better) if promised else ""
     cells_legend(figure, colours, lines(note, absent(rows["cell"], order), promise))
     return figure
@@ -253,16 +260,21 @@ def _conclusion_title(found: pd.DataFrame) -> str:
     torn, apart = (kinds.reindex([few], level="n_seeds") > 1).sum(), len(kinds.reindex([many], level="n_seeds"))
     count = len(found[["first", "second"]].drop_duplicates())
     same = int(((found["n_seeds"] == many) & (found["conclusion"] == EQUAL)).sum())
-    start = "Single seeds" if few == 1 else f"Groups of {few} seeds"
-    equal = f" and find {same} equal within the margin" if same else ""
-    return (
-        f"{start} contradict each other on {torn} of {count} pairs; {many} seeds tell {apart or 'none'} of them apart"
-        f"{equal}"
-    )
+    start = say(
+        "Single seeds contradict each other on {torn} of {count} pairs"
+        if few == 1
+        else "Groups of {few} seeds contradict each other on {torn} of {count} pairs",
+        few=few, torn=torn, count=count,
+    )  # fmt: skip
+    text = "{many} seeds tell {apart} of them apart" if apart else "{many} seeds tell none of them apart"
+    equal = say(" and find {same} equal within the margin", same=same) if same else ""
+    return say("; ").join([start, say(text, many=many, apart=apart) + equal])
 
 
 def _order_text(rows: pd.DataFrame, promised: Sequence[str], metric: str, lower_better: bool | None) -> str:
     row = orders.order_in_single_seeds(rows, promised, metric, lower_better=lower_better).iloc[0]
-    percents = f"{row['percent_in_order']:.0f} %, where chance alone gives {row['percent_by_chance']:.0f} %"
-    order = " < ".join(map(cell_name, promised))
-    return f"{order}: in {row['n_in_order']} of {row['n_seeds']} single seeds, {percents}"
+    return say(
+        "{order}: in {right} of {seeds} single seeds, {percent:.0f} %, where chance alone gives {chance:.0f} %",
+        order=" < ".join(map(cell_name, promised)), right=row["n_in_order"], seeds=row["n_seeds"],
+        percent=row["percent_in_order"], chance=row["percent_by_chance"],
+    )  # fmt: skip

@@ -13,8 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hae_lab.checks import require
-from hae_lab.diffusion.metrics import metric_title
-from hae_lab.plots.base import PALETTE, has_blocks, legend_outside, listed, missing_note, ordered, span, variant_colours
+from hae_lab.diffusion.metrics import metric_label, metric_title
+from hae_lab.plots.base import (
+    PALETTE,
+    has_blocks,
+    legend_outside,
+    missing_note,
+    ordered,
+    say,
+    say_list,
+    span,
+    variant_colours,
+)
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.plots.page import current_style
 from hae_lab.presets import VARIANTS, variant_title
@@ -34,9 +44,24 @@ Style = dict[str, Any]
 # cells and numbers
 
 
+def level_name(level: Any) -> str:
+    """A level of a factor: a number without needless digits; a variant by its name."""
+    return f"{level:g}" if isinstance(level, float) else variant_title(level)
+
+
 def cell_name(cell: Any) -> str:
-    """A variant by its name; a number without needless digits."""
-    return f"{cell:g}" if isinstance(cell, float) else variant_title(cell)
+    """A cell of a study, or a level, in the language of now."""
+    return say(level_name(cell))
+
+
+def metric_words(metric: str) -> str:
+    """The title of a metric in the language of now."""
+    return say(metric_title(metric))
+
+
+def metric_axis(metric: str) -> str:
+    """What an axis that shows a metric says, in the language of now."""
+    return say(metric_label(metric))
 
 
 def in_order(rows: pd.DataFrame, order: Sequence[str] | None = None) -> pd.DataFrame:
@@ -81,11 +106,10 @@ def cell_styles(cells: Iterable[str], palette: Mapping[str, str] | None = None) 
 
 def cost_axis(costs: pd.Series) -> tuple[float, str]:
     """Divisor of a cost, and the label of an axis that shows it divided."""
-    name = COSTS.get(costs.name, costs.name)
-    if costs.name == "ms":
-        return 1, f"{name}, ms"
-    divisor, word = next(((size, f", {word}") for size, word in SCALES if costs.max() >= size), (1, ""))
-    return divisor, name + word
+    name = say(COSTS.get(costs.name, costs.name))
+    ones = "ms" if costs.name == "ms" else ""
+    divisor, unit = next(((size, word) for size, word in SCALES if not ones and costs.max() >= size), (1, ones))
+    return divisor, say("{name}, {unit}", name=name, unit=say(unit)) if unit else name
 
 
 def cell_costs(rows: pd.DataFrame, costs: Sequence[str]) -> pd.DataFrame:
@@ -110,10 +134,6 @@ def in_percent(row: Row) -> Row:
 # words
 
 
-def others(count: int, noun: str) -> str:
-    return f"the other {noun}" if count == 1 else f"the other {count} {noun}s"
-
-
 def winner_and_loser(row: Row) -> tuple[Any, Any] | None:
     """The two cells, or levels, of a comparison in which one is better."""
     if row["verdict"] not in BETTER:
@@ -130,53 +150,77 @@ def differing(differences: pd.DataFrame) -> list[Row]:
 def study_title(title: str, rows: pd.DataFrame) -> str:
     """A title of a figure of a study's rows, which are void if the study does not find its controls."""
     void = comparisons.controls_found(rows) == comparisons.NOT_FOUND
-    return f"Void, for a control that is known to be worse was not found: {title}" if void else title
+    return say("Void, for a control that is known to be worse was not found: {title}", title=title) if void else title
 
 
 def comparison_title(differences: pd.DataFrame, metric: str) -> str:
     """What paired differences tell, and how much they leave open."""
-    count, seeds, name = len(differences), span(differences["n_seeds"]), metric_title(metric)
+    count, seeds, name = len(differences), span(differences["n_seeds"]), metric_words(metric)
     told, equal = differing(differences), int((differences["verdict"] == EQUAL).sum())
     parts = []
     if len(told) > 2:
-        parts.append(f"{len(told)} of {count} pairs differ in {name}")
+        parts.append(say("{told} of {count} pairs differ in {metric}", told=len(told), count=count, metric=name))
     elif told:
-        wins = [" beats ".join(map(cell_name, winner_and_loser(row))) for row in told]
-        parts.append(f"{listed(wins)} in {name}")
+        parts.append(say("{what} in {metric}", what=say_list(list(map(_win, told))), metric=name))
     if equal:
-        parts.append(_equal_words(differences, equal, "" if told else f" in {name}"))
+        words = _equal_words(differences, equal)
+        parts.append(words if told else say("{what} in {metric}", what=words, metric=name))
     rest = count - len(told) - equal
     if not rest:
-        return f"{'; '.join(parts)} ({seeds} seeds)"
+        return say("{words} ({seeds} seeds)", words=say("; ").join(parts), seeds=seeds)
     if not parts:
-        which = "the two cells" if count == 1 else f"any of {count} pairs"
-        return f"{seeds} seeds cannot tell {which} apart by {name}"
-    return "; ".join([*parts, f"{seeds} seeds cannot tell {others(rest, 'pair')} apart"])
+        text = (
+            "{seeds} seeds cannot tell the two cells apart by {metric}"
+            if count == 1
+            else "{seeds} seeds cannot tell any of {count} pairs apart by {metric}"
+        )
+        return say(text, seeds=seeds, count=count, metric=name)
+    text = (
+        "{seeds} seeds cannot tell the other pair apart"
+        if rest == 1
+        else "{seeds} seeds cannot tell the other {rest} pairs apart"
+    )
+    return say("; ").join([*parts, say(text, seeds=seeds, rest=rest)])
 
 
-def _equal_words(differences: pd.DataFrame, equal: int, ending: str) -> str:
-    count, margin = len(differences), within(differences.iloc[0])
-    if equal == count:
-        which = "The two cells are" if count == 1 else f"All {count} pairs are"
-        return f"{which} {margin}{ending}"
-    return f"{equal} of {count} pairs {'is' if equal == 1 else 'are'} {margin}{ending}"
+def _win(row: Row) -> str:
+    winner, loser = map(cell_name, winner_and_loser(row) or ())
+    return say("{winner} beats {loser}", winner=winner, loser=loser)
+
+
+def _equal_words(differences: pd.DataFrame, equal: int) -> str:
+    count, margin = len(differences), f"{differences.iloc[0]['margin_percent']:g}"
+    if equal < count:
+        one = "{equal} of {count} pairs is equal within {margin} %"
+        text = one if equal == 1 else "{equal} of {count} pairs are equal within {margin} %"
+    else:
+        one = "The two cells are equal within {margin} %"
+        text = one if count == 1 else "All {count} pairs are equal within {margin} %"
+    return say(text, equal=equal, count=count, margin=margin)
 
 
 def within(row: Row) -> str:
     """The verdict "equal" in words."""
-    return f"{EQUAL} within {row['margin_percent']:g} %"
+    return say("equal within {words} %", words=f"{row['margin_percent']:g}")
 
 
 def verdict_text(row: Row, between: str) -> str:
     """The verdict of one comparison, and how closely it is bounded, or what it would find with 80 % power."""
     pair = winner_and_loser(row)
     if row["verdict"] == EQUAL:
-        return f"{within(row)}{between}apart ≤ {row['equal_within_percent']:.2g} %"
-    only_holm = " (Holm)" if row["ci_low"] > 0 or row["ci_high"] < 0 else ""
-    short = pair and len(cell_name(pair[0])) <= LONG_NAME / 3
-    verdict = (f"{cell_name(pair[0])} better" if short else row["verdict"]) if pair else CANNOT_TELL + only_holm
+        bound = f"{row['equal_within_percent']:.2g}"
+        return within(row) + between + say("apart ≤ {percent} %", percent=bound)
     least = 100 * row["minimum_detectable_difference"] / abs(row["mean_second"])
-    return f"{verdict}{between}finds ≥ {least:.1f} %"
+    return _told(row, pair) + between + say("finds ≥ {percent} %", percent=f"{least:.1f}")
+
+
+def _told(row: Row, pair: tuple[Any, Any] | None) -> str:
+    """A verdict that is not "equal", by the name of the winner where that is short."""
+    if pair is None:
+        only_holm = row["ci_low"] > 0 or row["ci_high"] < 0
+        return say("cannot tell (Holm)" if only_holm else CANNOT_TELL)
+    short = len(cell_name(pair[0])) <= LONG_NAME / 3
+    return say("{cell} better", cell=cell_name(pair[0])) if short else say(row["verdict"])
 
 
 # marks
