@@ -426,7 +426,10 @@ def run_study(options: argparse.Namespace) -> None:
 
         path = options.rows or Path("data") / f"study_{study.name}.csv"
         found = verify(study, read(path), options.verify, options.workers)
+        skipped, found = found[found["equal"].isna()], found.dropna(subset="equal")
         print(found.to_string(index=False))
+        if len(skipped):
+            print(f"not compared, for {str(path)!r} does not keep them: {', '.join(skipped['metric'].unique())}")
         unequal, worst = int((~found["equal"]).sum()), found["relative_difference"].max()
         print(f"{unequal} of {len(found)} numbers differ in six digits, the most by {worst:.1g} of its value")
         require(
