@@ -71,10 +71,10 @@ def test_a_file_may_name_its_own_parts_while_it_runs(tmp_path, monkeypatch):
         RUNS.append(load("own.py:part"))
         """
     own = module(tmp_path, "own", text)
-    assert own.RUNS == [own.part]
+    assert [own.part] == own.RUNS
     assert load("own.py:part") is own.part
     assert parts._RUNNING == {}
-    with pytest.raises(HAELabError, match="'early.py' has no 'later'"):
+    with pytest.raises(HAELabError, match=r"'early\.py' has no 'later'"):
         module(tmp_path, "early", "from hae_lab.parts import load\nload('early.py:later')\nlater = 1\n")
     assert parts._RUNNING == {}
 

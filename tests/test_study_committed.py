@@ -105,7 +105,9 @@ def test_a_trained_table_is_verified(tmp_path, monkeypatch, capsys):
 
 def test_what_a_table_does_not_keep_is_named_and_not_compared(tmp_path, monkeypatch, capsys):
     study = Study("short", {"mlp_ratio": [1, 2]}, preset="lesson16", fixed={"steps": 2})
-    rows = pd.DataFrame({"cell": [run.cell.label for run in study.planned], "data": "phantoms", "seed": 0, "macs_kept": 1})
+    rows = pd.DataFrame(
+        {"cell": [run.cell.label for run in study.planned], "data": "phantoms", "seed": 0, "macs_kept": 1}
+    )
     measured = {"loss": 0.5, "mean_gap": 0.1, "spread": 0.9, "curve": []}
     monkeypatch.setattr(committed, "_retrained", lambda name, runs, workers: [(run, measured) for run in runs])
     found = committed.verify(study, rows.assign(loss=[0.5, 0.25]), 2).set_index(["cell", "metric"])
