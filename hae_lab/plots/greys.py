@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from hae_lab.checks import require
 
 MOST = 5  # greys that print keeps apart
-DARKEST, LIGHTEST = 0.25, 0.8  # between ink and paper
+DARKEST, LIGHTEST = 0.2, 0.72  # between ink and the lines of the grid
 INK, PAPER = 0.15, 0.99  # what is darker or lighter is writing or background
 BRIGHTNESS = (0.2126, 0.7152, 0.0722)  # of red, green and blue, ITU-R BT.709
 # what an artist has a colour of
