@@ -19,6 +19,8 @@ from hae_lab.presets import PRESETS, VARIANTS, config, variant_title
 
 SAME_RUN = 1e-3  # relative difference of a metric that two computers may make of one run
 EXPORTED = {"onnx": ".onnx", "int8": "-int8.onnx", "pt2": ".pt2", "page": ".html"}  # formats, and how files end
+FEW = 6  # files that are told by name
+WRITE_A_FILE = ("profile", "report", "sample", "export")  # the others write into the folder --out
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 
 
@@ -64,7 +66,7 @@ def add_reproduce(commands: Commands) -> None:
     command.add_argument(
         "--store", type=Path, default=Path("runs/studies.sqlite"), help="of --full (default: runs/studies.sqlite)"
     )
-    command.add_argument("--list", action="store_true", help="print the names and stop")
+    command.add_argument("--list", action="store_true", help="print the names, and what the figures show, and stop")
     command.add_argument("--lang", default="en", help="of the figures: en, or zh, which go to runs/zh (default: en)")
     command.add_argument(
         "--seconds", action="store_true", help="measure how long each takes, keep data/seconds.csv, and stop"
@@ -78,8 +80,13 @@ def add_reproduce(commands: Commands) -> None:
     )
     command.add_argument("--style", help="draw the figures alone, as committed: talk or paper, 7 to 8 point writing")
     command.add_argument(
-        "--format", action="append", default=[], metavar="KIND", help="png, pdf or svg (repeatable; default: pdf)"
+        "--format",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="png, pdf or svg; csv or tex: the rows that go into it (repeatable; default: pdf)",
     )
+    command.add_argument("--grey", action="store_true", help="figures alone, in greys that print keeps apart")
     command.add_argument(
         "--width",
         type=float,
@@ -206,11 +213,15 @@ def add_profile(commands: Commands) -> None:
 
 
 def add_notebooks(commands: Commands) -> None:
-    command = commands.add_parser("notebooks", help="execute the notebooks, or make copies for class")
+    command = commands.add_parser("notebooks", help="execute the notebooks, or make copies or slides for class")
     task = command.add_mutually_exclusive_group(required=True)
     task.add_argument("--refresh", nargs="*", metavar="NAME", help="execute these, or all, and write them back")
-    task.add_argument("--blank", action="store_true", help="copies without outputs and solutions, under --out")
-    command.add_argument("--out", type=Path, default=Path("blank"), metavar="DIR", help="default: blank")
+    task.add_argument("--blank", nargs="*", metavar="NAME", help="copies of these, or all, without answers")
+    task.add_argument("--slides", nargs="*", metavar="NAME", help="a talk of each of these, or of all")
+    command.add_argument(
+        "--from", type=Path, default=Path("notebooks"), dest="folder", metavar="DIR", help="default: notebooks"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="of copies (default: blank), of talks (slides)")
     command.set_defaults(run=run_notebooks)
 
 
@@ -245,11 +256,13 @@ def add_bench(commands: Commands) -> None:
 
 def add_export(commands: Commands) -> None:
     command = commands.add_parser("export", help="a model as a file for other runtimes, or as a page that draws")
-    command.add_argument("variant", help=", ".join(VARIANTS))
-    command.add_argument("--preset", default="lesson16", help="default: lesson16")
-    command.add_argument("--rule", metavar="NAME", help="mask rule (default: the preset's)")
-    command.add_argument("--classes", type=int, metavar="N", help="labels that the model knows (default: the preset's)")
-    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights (default: fresh ones)")
+    command.add_argument("model", help=f"a FOLDER of `train`, a .safetensors file, or {', '.join(VARIANTS)}")
+    command.add_argument("--preset", help="of a variant (default: lesson16)")
+    command.add_argument("--rule", metavar="NAME", help="of a variant: mask rule (default: the preset's)")
+    command.add_argument(
+        "--classes", type=int, metavar="N", help="of a variant: labels that it knows (default: the preset's)"
+    )
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a variant: its weights (default: fresh)")
     command.add_argument(
         "--format",
         default="onnx",
@@ -257,7 +270,7 @@ def add_export(commands: Commands) -> None:
         help="onnx; int8: ONNX, eight bits a weight; pt2: torch.export; page: HTML that draws without a network",
     )
     command.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: runs/VARIANT-PRESET and the ending of the format"
+        "--out", type=Path, metavar="FILE", help="default: beside the weights, or runs/VARIANT-PRESET and an ending"
     )
     command.set_defaults(run=run_export)
 
@@ -267,9 +280,9 @@ def run_reproduce(options: argparse.Namespace) -> None:
     from hae_lab.book import readme
 
     if options.list:
-        print("\n".join(reproduce.names()))
+        print(reproduce.listed())
         return
-    subset = options.variants or options.presets
+    subset = options.variants or options.presets or options.grey
     if options.style or options.format or subset or options.width is not None or options.lang != "en":
         run_print(options)
         return
@@ -292,8 +305,14 @@ def run_reproduce(options: argparse.Namespace) -> None:
         print("\nParameters in percent of HAE, whole model\n")
         print(reproduce.parameter_summary())
         print(f"\n{textwrap.fill(reproduce.verdict(), 100)}\n")
+    tell(written)
+
+
+def tell(written: list[Path]) -> None:
+    """Say where files are, each by name if they are few."""
     folders = sorted({str(path.parent.resolve()) for path in written})
-    print(f"{len(written)} files in {' and '.join(folders)}")
+    each = "\n".join(str(path.resolve()) for path in written)
+    print(each if 0 < len(written) <= FEW else f"{len(written)} files in {' and '.join(folders)}")
 
 
 def run_print(options: argparse.Namespace) -> None:
@@ -302,20 +321,20 @@ def run_print(options: argparse.Namespace) -> None:
 
     require(
         not (options.full or options.fresh),
-        "--full makes tables; --style, --format, --width, --lang, --variants and --presets draw figures alone",
+        "--full makes tables; --style, --format, --width, --grey, --lang, --variants and --presets draw figures alone",
     )
     translated = options.lang != "en"
     style = options.style or ("talk" if options.width is None else "paper")
     out = options.out or Path("runs") / (options.lang if translated else style)
     formats = options.format or (("png",) if translated else ("pdf",))
-    chosen = {"variants": options.variants, "presets": options.presets}
+    chosen = {"variants": options.variants, "presets": options.presets, "grey": options.grey}
     with language(options.lang):
         written, left_out = reproduce.print_figures(
             out, options.only, style, options.width, formats, progress=True, **chosen
         )
     for line in left_out:
         print(f"not drawn, {line}")
-    print(f"{len(written)} files in {out.resolve()}")
+    tell(written)
 
 
 def run_audit(options: argparse.Namespace) -> None:
@@ -385,14 +404,11 @@ def run_sample(options: argparse.Namespace) -> None:
     import torch
 
     from hae_lab.diffusion.sampling import sample
-    from hae_lab.diffusion.training import WEIGHTS, saved_recipe
-    from hae_lab.models import load_checkpoint
-    from hae_lab.presets import variant_of
 
-    path = options.model / WEIGHTS if options.model.is_dir() else options.model
-    out = options.out or path.parent / "samples.png"
-    require(out.suffix == ".png", f"--out ends in .png, got {str(out)!r}")
-    model, recipe = load_checkpoint(path), saved_recipe(path)
+    if options.out:
+        require_file(options.out, (".png",))
+    model, recipe, title, stem = trained_model(options)
+    out = options.out or stem.with_name("samples.png")
     labels = None if options.label is None else torch.full((options.count,), options.label)
     images = sample(
         model,
@@ -405,8 +421,8 @@ def run_sample(options: argparse.Namespace) -> None:
         guidance=options.guidance,
     )
     label = "" if options.label is None else f", label {options.label}"
-    title = f"{options.count} samples of {variant_title(variant_of(model.config) or 'a model')}"
-    write_images(images, f"{title}{label}, {options.steps} steps of {options.sampler}, seed {options.seed}", out)
+    title = f"{options.count} samples of {title}{label}"
+    write_images(images, f"{title}, {options.steps} steps of {options.sampler}, seed {options.seed}", out)
     print(f"{options.count} images in {out.resolve()}")
 
 
@@ -426,7 +442,10 @@ def run_study(options: argparse.Namespace) -> None:
 
         path = options.rows or Path("data") / f"study_{study.name}.csv"
         found = verify(study, read(path), options.verify, options.workers)
+        skipped, found = found[found["equal"].isna()], found.dropna(subset="equal")
         print(found.to_string(index=False))
+        if len(skipped):
+            print(f"not compared, for {str(path)!r} does not keep them: {', '.join(skipped['metric'].unique())}")
         unequal, worst = int((~found["equal"]).sum()), found["relative_difference"].max()
         print(f"{unequal} of {len(found)} numbers differ in six digits, the most by {worst:.1g} of its value")
         require(
@@ -497,11 +516,12 @@ def run_profile(options: argparse.Namespace) -> None:
 def run_notebooks(options: argparse.Namespace) -> None:
     from hae_lab.book import notebooks
 
-    if options.blank:
-        written = notebooks.write_blank("notebooks", options.out)
-        print(f"{len(written)} copies without outputs and solutions in {options.out.resolve()}")
-        return
-    for path in notebooks.find("notebooks", tuple(options.refresh)):
+    for task, write in {"blank": notebooks.write_blank, "slides": notebooks.write_slides}.items():
+        names = getattr(options, task)
+        if names is not None:
+            print(*write(options.folder, options.out or Path(task), tuple(names)), sep="\n")
+            return
+    for path in notebooks.find(options.folder, tuple(options.refresh)):
         notebooks.refresh(path)
         print(path)
 
@@ -532,21 +552,44 @@ def run_bench(options: argparse.Namespace) -> None:
 def run_export(options: argparse.Namespace) -> None:
     from hae_lab.deploy.export import export
     from hae_lab.deploy.page import write_page
-    from hae_lab.models import build, load_checkpoint
 
-    changes = {"mask_rule": options.rule, "num_classes": options.classes}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    model_config = config(options.variant, options.preset, **changes)
-    model = load_checkpoint(options.checkpoint, model_config) if options.checkpoint else build(model_config)
-    out = options.out or Path("runs") / f"{options.variant}-{options.preset}{EXPORTED[options.format]}"
-    if options.format == "page":
-        made = write_page(model, out, variant_title(options.variant))
-    else:
-        made = export(model, out, options.format)
+    if options.out:
+        require_file(options.out, (Path(f"model{EXPORTED[options.format]}").suffix,))
+    path = Path(options.model)
+    trained = options.model not in VARIANTS and (path.is_dir() or path.suffix == ".safetensors")
+    model, recipe, title, stem = (trained_model if trained else variant_model)(options)
+    out = options.out or stem.with_name(stem.name + EXPORTED[options.format])
+    made = write_page(model, out, title, recipe) if options.format == "page" else export(model, out, options.format)
     print(f"{made.file_bytes / 1e6:.1f} MB in {made.path.resolve()}")
     print(f"largest difference to the model {made.difference:.2g}, of outputs up to {made.largest_output:.3g}")
     if not made.largest_output:
         print("all outputs are 0, since the last layer of a fresh model is: give the weights with --checkpoint")
+
+
+def trained_model(options: argparse.Namespace) -> tuple[Any, Any, str, Path]:
+    """What a file of weights carries: the model, its recipe and title; and how a file beside it begins."""
+    from hae_lab.diffusion.training import WEIGHTS, saved_recipe
+    from hae_lab.models import load_checkpoint
+    from hae_lab.presets import variant_of
+
+    path = Path(options.model) / WEIGHTS if Path(options.model).is_dir() else Path(options.model)
+    for option in ("preset", "rule", "classes", "checkpoint"):
+        given = getattr(options, option, None) is not None
+        require(not given, f"--{option} is of a variant; {str(path)!r} carries its weights and says which model it is")
+    model = load_checkpoint(path)
+    return model, saved_recipe(path), variant_title(variant_of(model.config) or "a model"), path.with_suffix("")
+
+
+def variant_model(options: argparse.Namespace) -> tuple[Any, Any, str, Path]:
+    """A variant by name, with the weights of a checkpoint or fresh ones, as `trained_model` gives it."""
+    from hae_lab.models import build, load_checkpoint
+
+    preset = options.preset or "lesson16"
+    changes = {"mask_rule": options.rule, "num_classes": options.classes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    model_config = config(options.model, preset, **changes)
+    model = load_checkpoint(options.checkpoint, model_config) if options.checkpoint else build(model_config)
+    return model, None, variant_title(options.model), Path("runs") / f"{options.model}-{preset}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -560,7 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for plugin in options.plugin:
             load_module(plugin, f"--plugin {plugin}")
-        if getattr(options, "out", None) is not None and options.command not in ("profile", "report"):  # a file
+        if getattr(options, "out", None) is not None and options.command not in WRITE_A_FILE:
             require_folder(options.out)
         options.run(options)
         sys.stdout.flush()

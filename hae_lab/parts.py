@@ -84,6 +84,7 @@ class _Loaded(NamedTuple):
 
 
 _FILES: dict[str, _Loaded] = {}  # as it was named -> what was loaded
+_RUNNING: dict[Path, ModuleType] = {}  # files whose code runs now: one that names a part of its own finds itself
 
 
 @contextmanager
@@ -156,6 +157,8 @@ def _load_file(name: str) -> ModuleType:
     if found is None:
         raise HAELabError(f"no file {name!r} in {' or '.join(repr(str(folder)) for folder in folders)}")
     path, text = found.resolve(), found.read_bytes()
+    if path in _RUNNING:
+        return _RUNNING[path]
     if known is not None:
         same = f"{name!r} is {str(known.path)!r} in this process already, not {str(path)!r}: give one another name"
         require(known.path == path, same)
@@ -174,7 +177,7 @@ def _execute(path: Path, name: str) -> ModuleType:
     assert spec.loader is not None
     module = util.module_from_spec(spec)
     linecache.checkcache(str(path))
-    sys.modules[name] = module
+    sys.modules[name] = _RUNNING[path] = module
     sys.path.insert(0, str(path.parent))
     try:
         # compiled here: an edit within a second of the last would find the old bytecode
@@ -183,6 +186,7 @@ def _execute(path: Path, name: str) -> ModuleType:
         del sys.modules[name]
         raise
     finally:
+        del _RUNNING[path]
         sys.path.remove(str(path.parent))
     return module
 

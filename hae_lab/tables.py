@@ -23,6 +23,9 @@ SUFFIXES = (".csv", ".parquet")
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
 TRUTH = {"True": True, "False": False}
 
 
@@ -78,6 +81,27 @@ def from_csv(text: str) -> pd.DataFrame:
     """The table of a text in the dialect above. Raises `ValueError` or `OverflowError` for a text that is none."""
     cells = _cells(text)
     return pd.DataFrame({name: _typed(cells[name]) for name in cells})
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """A table for a paper, in the environment tabular with the rules of the package booktabs.
+
+    Numbers have the digits of the dialect and stand at the right, whole ones in groups of three.
+    """
+    numeric = [types.is_numeric_dtype(frame[name]) and not types.is_bool_dtype(frame[name]) for name in frame]
+    whole = [types.is_integer_dtype(frame[name]) for name in frame]
+    rows = [
+        [
+            f"{value:,}" if is_whole and not pd.isna(value) else "".join(LATEX.get(sign, sign) for sign in _cell(value))
+            for value, is_whole in zip(row, whole, strict=True)
+        ]
+        for row in frame.astype(object).itertuples(index=False)
+    ]
+    head = ["".join(LATEX.get(sign, sign) for sign in name) for name in frame]
+    lines = [" & ".join(cells) + r" \\" for cells in (head, *rows)]
+    sides = "".join("r" if is_number else "l" for is_number in numeric)
+    rules = (rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule")
+    return "\n".join((*rules, r"\end{tabular}", ""))
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> Path:

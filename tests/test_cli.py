@@ -9,6 +9,7 @@ import pytest
 from hae_lab import HAELabError
 from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
+from hae_lab.audit.registry import figures
 
 COMMANDS = (
     "reproduce", "audit", "train", "sample", "study", "search", "show", "profile", "notebooks", "site", "report",
@@ -41,7 +42,12 @@ def test_no_command_is_left_out_here():
 
 def test_list_names_tables_and_figures(capsys):
     assert main(["reproduce", "--list"]) == 0
-    assert {"parameters", "parameter_table", "what_it_would_take"} <= set(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    made, shown = printed.split("\nfigures\n")
+    assert {"parameters", "parameter_table", "what_it_would_take"} <= set(made.split())
+    lines = dict(line.split(maxsplit=1) for line in shown.splitlines())  # each with words beside it
+    assert lines["parameter_table"].startswith("Parameters of the variants in percent of HAE")
+    assert set(lines) == set(figures())
 
 
 def test_reproduce_only_writes_there_and_says_where(tmp_path, capsys):
@@ -111,6 +117,9 @@ def test_a_terminal_of_few_characters_shows_others_as_question_marks(encoding):
         (["profile", "v2", "--out", "rows.xlsx"], "'rows.xlsx' ends in none of .csv, .parquet, .html"),
         (["profile", "v2", "--out", "folder.csv"], "cannot write 'folder.csv': it is a folder"),
         (["profile", "v2", "--out", "file/rows.csv"], "/file' is a file"),
+        (["sample", "runs/v2", "--out", "samples.jpg"], "'samples.jpg' ends in none of .png"),
+        (["export", "v2", "--out", "v2.pt2"], "'v2.pt2' ends in none of .onnx"),
+        (["export", "v2", "--out", "file/v2.onnx"], "/file' is a file"),
         (["bench", "model", "--out", "file"], "/file' is a file"),
         (["train", "v2", "--out", "file"], "/file' is a file"),
         (["study", "study.toml", "--out", "file/deeper"], "/file' is a file"),

@@ -15,10 +15,11 @@ from hae_lab.deploy import export as exporting
 from hae_lab.deploy import runtime
 from hae_lab.deploy.export import FORMATS, example_inputs, export, portable
 from hae_lab.deploy.runtime import OnnxModel
-from hae_lab.diffusion.data import phantoms
+from hae_lab.diffusion.data import ImageSet, phantoms
 from hae_lab.diffusion.quality import denoising_loss
 from hae_lab.diffusion.sampling import sample
 from hae_lab.masks import TokenGrid
+from hae_lab.models import load_checkpoint
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention
 from hae_lab.rules import RULES, mask_for
 
@@ -258,3 +259,26 @@ def test_the_command_takes_weights(tmp_path, capsys):
     found = torch.export.load(tmp_path / "x.pt2").module()(*arguments).detach()
     assert np.abs(found.numpy()).max() > 1
     torch.testing.assert_close(found, model(*arguments).detach(), rtol=0, atol=1e-5)
+
+
+def test_the_command_takes_what_train_keeps(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changed = ("in_channels=3", "out_channels=3", "num_classes=none", "fusion=concat")
+    train = ["train", "v2", "--preset", "tiny", "--data", f"{__name__}:colours", "--steps", "1", "--batch-size", "2"]
+    assert main([*train, *(f"--set={change}" for change in changed), "--out", "mine"]) == 0
+    for _ in range(2):  # a file of before is replaced
+        assert main(["export", "mine", "--format", "pt2", "--out", "mine.pt2"]) == 0
+    assert f"MB in {tmp_path / 'mine.pt2'}" in capsys.readouterr().out
+    model = load_checkpoint("mine/model.safetensors")
+    arguments = example_inputs(model, 2)
+    assert arguments[0].shape[1] == 3
+    found = torch.export.load("mine.pt2").module()(*arguments)
+    torch.testing.assert_close(found, model(*arguments), rtol=0, atol=1e-5)
+    assert main(["export", "mine", "--preset", "tiny"]) == 2
+    assert "--preset is of a variant; 'mine/model.safetensors' carries" in capsys.readouterr().err
+
+
+def colours(size: int) -> tuple[ImageSet, ImageSet]:
+    """Three channels, to train and held out."""
+    grey = [phantoms(4, size, seed=1), phantoms(2, size, seed=1, split="held-out")]
+    return tuple(ImageSet(images=part.images.expand(-1, 3, -1, -1).contiguous()) for part in grey)

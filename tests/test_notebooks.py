@@ -263,6 +263,9 @@ def test_blank_copies_never_overwrite(tmp_path):
     with pytest.raises(HAELabError, match=f"already holds .*{written[0].name}"):
         notebooks.write_blank(FOLDER, tmp_path)
     assert written[0].read_text() == "a student's work"
+    assert notebooks.write_blank(FOLDER, tmp_path / "two", ("02", "06")) == [
+        tmp_path / "two" / name for name in ("02_build_the_block.ipynb", "06_parameter_table.ipynb")
+    ]
 
 
 def test_a_failing_notebook_stays_as_it_was(tmp_path):

@@ -57,6 +57,28 @@ def test_files_are_found_beside_the_study_then_where_they_were_then_here(tmp_pat
     assert load("mine.py:where")() == "here"
 
 
+def test_a_file_may_name_its_own_parts_while_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "_RUNNING", {})
+    text = """
+        from hae_lab.parts import load
+
+        RUNS = []
+
+        def part():
+            return 7
+
+        RUNS.append(load("own.py:part"))
+        """
+    own = module(tmp_path, "own", text)
+    assert [own.part] == own.RUNS
+    assert load("own.py:part") is own.part
+    assert parts._RUNNING == {}
+    with pytest.raises(HAELabError, match=r"'early\.py' has no 'later'"):
+        module(tmp_path, "early", "from hae_lab.parts import load\nload('early.py:later')\nlater = 1\n")
+    assert parts._RUNNING == {}
+
+
 def test_one_name_from_two_folders_is_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -64,6 +64,26 @@ def test_citation_names_the_audited_works_and_the_version():
     assert citation["license"] == PYPROJECT["project"]["license"] == "MIT"
 
 
+def test_the_bibtex_entries_say_what_the_citation_file_says():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    entries = re.findall(r"^@\w+\{\w+,\n(.*?)\n\}", (ROOT / "CITATION.bib").read_text(), re.DOTALL | re.MULTILINE)
+    found = [dict(re.findall(r"^  (\w+) += \{(.*)\},$", entry, re.MULTILINE)) for entry in entries]
+    found = [{name: re.sub(r"[{}\\]", "", value) for name, value in entry.items()} for entry in found]
+    own, *works = found
+    assert own["title"] == citation["title"]
+    assert own["author"] == citation["authors"][0]["name"]
+    assert (own["version"], own["license"]) == (citation["version"], citation["license"])
+    assert f"Copyright (c) {own['year']} " in (ROOT / "LICENSE").read_text()
+    assert len(works) == len(citation["references"])
+    for entry, work in zip(works, citation["references"], strict=True):
+        authors = [f"{author['family-names']}, {author['given-names']}" for author in work["authors"]]
+        pages = f"{work['start']}--{work['end']}" if "start" in work else None
+        assert entry["author"].split(" and ") == authors
+        assert (entry["title"], entry["year"], entry.get("pages")) == (work["title"], str(work["year"]), pages)
+        assert entry.get("doi") == work.get("doi")
+        assert {entry.get("journal"), entry.get("booktitle")} == {work.get("journal"), work.get("collection-title")}
+
+
 FRONT = ("README.md", "README.zh-CN.md")
 EACH_FRONT = pytest.mark.parametrize("page", FRONT)
 

@@ -9,7 +9,8 @@ import nbformat
 import pytest
 from nbconvert import SlidesExporter
 
-from hae_lab.book import notebooks
+from hae_lab.__main__ import main
+from hae_lab.book import notebooks, slides
 from hae_lab.book.slides import slide_type
 
 TALKS = ("03", "04", "05")
@@ -74,3 +75,22 @@ def test_nbconvert_makes_a_talk_of_it(path):
             is_there[slide_type(cell)].append(cell.source in plain)
     assert not any(is_there.pop("skip"))
     assert all(all(found) for found in is_there.values())
+
+
+def test_any_notebook_becomes_a_talk_by_one_command(tmp_path, capsys):
+    source = tmp_path / "monday"
+    lesson = nbformat.v4.new_notebook(cells=[text("# Heads"), code("draw()", outputs=[PICTURE]), code("x", "stub")])
+    for name in ("02_mine", "06_mine", "07_other"):
+        notebooks.write(lesson, source / f"{name}.ipynb")
+    before = (source / "02_mine.ipynb").read_bytes()
+    command = ["notebooks", "--slides", "02", "06", "--from", str(source), "--out", str(tmp_path / "talk")]
+    for _ in range(2):  # a talk of before is replaced
+        assert main(command) == 0
+    written = sorted(path.name for path in (tmp_path / "talk").iterdir())
+    assert written == ["02_mine.slides.html", "06_mine.slides.html"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "talk" / name) for name in written] * 2
+    page = (tmp_path / "talk" / "02_mine.slides.html").read_text(encoding="utf-8")
+    assert page.count("<section>") == 2 + 1  # the slide, what stands on it, the picture below
+    assert "scroll" in page
+    assert (source / "02_mine.ipynb").read_bytes() == before
+    assert page == slides.page(lesson)

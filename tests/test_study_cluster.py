@@ -2,19 +2,23 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from study_trials import MARKS
 from study_workers import Here, drive
 
 from hae_lab import HAELabError
 from hae_lab.study import Study, cluster
+from hae_lab.study.store import Store
 
 WITHOUT_PACKAGE = "import sys; sys.modules['hae_lab'] = None; from distributed.cli.dask_worker import main; main()"
 
@@ -50,10 +54,7 @@ def scheduler(folder: Path, *workers: tuple[str, ...]) -> Iterator[str]:
 
 
 def _wait_for(path: Path) -> Path:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path.name}"
-        time.sleep(0.05)
+    wait_until(path.exists)
     return path
 
 
@@ -127,3 +128,54 @@ def test_a_dead_worker_does_not_take_the_others_with_it(address, tmp_path, capsy
     rows = study.run(tmp_path / "s.sqlite", backend="dask", address=address)
     assert rows["seed"].tolist() == [0, 3, 4]
     assert "2 of 5 runs failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_worker_that_vanishes_and_another_that_comes_lose_no_run(tmp_path, monkeypatch, capsys):
+    (marks := tmp_path / "marks").mkdir()
+    monkeypatch.setenv(MARKS, str(marks))
+    (cluster_folder := tmp_path / "cluster").mkdir()
+    study = Study("moved", {"mlp_ratio": [4]}, 6, "tiny", trial="study_trials:slow")
+    with ExitStack() as stack, scheduler(cluster_folder) as address:
+        first = lone_worker(stack, address, cluster_folder / "first")
+        with cluster.connect(address) as client:
+            client.wait_for_workers(1, timeout=60)
+
+        def move() -> None:
+            """The only worker dies in the middle of a run and does not return; later another one comes."""
+            wait_until(lambda: len(list(marks.iterdir())) >= 2)
+            first.kill()
+            first.wait()
+            lone_worker(stack, address, cluster_folder / "second")
+
+        moving = threading.Thread(target=move)
+        moving.start()
+        rows = study.run(tmp_path / "s.sqlite", backend="dask", address=address)
+        moving.join()
+    assert first.returncode == -signal.SIGKILL
+    done = [path.name.split("-")[1:3] for path in marks.iterdir()]  # seed and process of each finished trial
+    assert len({process for _, process in done}) == 2
+    assert rows["seed"].tolist() == sorted(int(seed) for seed in {seed for seed, _ in done}) == list(range(6))
+    with Store(tmp_path / "s.sqlite") as store:
+        kept = store.select()
+    assert {(row["status"], row["traceback"]) for row in kept.values()} == {("ok", None)}
+    assert "failed" not in capsys.readouterr().out
+
+
+def lone_worker(stack: ExitStack, address: str, folder: Path) -> subprocess.Popen:
+    """A worker that nobody starts again when it dies; it ends with the stack."""
+    folder.mkdir()
+    options = ("--nthreads", "1", "--no-dashboard", "--no-nanny")
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options]
+        running = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    stack.callback(running.wait, 20)
+    stack.callback(running.terminate)
+    return running
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

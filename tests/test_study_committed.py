@@ -1,5 +1,7 @@
 """Nothing trained is lost: committed rows have the keys of their runs, count as done, and can be trained again."""
 
+import math
+
 import pandas as pd
 import pytest
 from study_workers import Here, drive
@@ -99,6 +101,30 @@ def test_a_trained_table_is_verified(tmp_path, monkeypatch, capsys):
     write(rows, tmp_path / "rows.csv")
     assert main(command) == 2
     assert "these are not the runs of" in capsys.readouterr().err
+
+
+def test_what_a_table_does_not_keep_is_named_and_not_compared(tmp_path, monkeypatch, capsys):
+    study = Study("short", {"mlp_ratio": [1, 2]}, preset="lesson16", fixed={"steps": 2})
+    rows = pd.DataFrame(
+        {"cell": [run.cell.label for run in study.planned], "data": "phantoms", "seed": 0, "macs_kept": 1}
+    )
+    measured = {"loss": 0.5, "mean_gap": 0.1, "spread": 0.9, "curve": []}
+    monkeypatch.setattr(committed, "_retrained", lambda name, runs, workers: [(run, measured) for run in runs])
+    found = committed.verify(study, rows.assign(loss=[0.5, 0.25]), 2).set_index(["cell", "metric"])
+    assert found["equal"].dropna().to_dict() == {("mlp_ratio=1", "loss"): True, ("mlp_ratio=2", "loss"): False}
+    assert found["relative_difference"].dropna().tolist() == [0.0, 1.0]
+    missing = committed.verify(study, rows.assign(loss=0.5, spread=[0.9, None]), 2).set_index(["cell", "metric"])
+    assert missing["relative_difference"]["mlp_ratio=2", "spread"] == math.inf  # kept for one run, not for the other
+    with pytest.raises(HAELabError, match="the table of short keeps no metric"):
+        committed.verify(study, rows, 2)
+
+    write(rows.assign(loss=0.5), tmp_path / "rows.csv")
+    (tmp_path / "short.toml").write_text(
+        'name = "short"\npreset = "lesson16"\n[fixed]\nsteps = 2\n[grid]\nmlp_ratio = [1, 2]\n'
+    )
+    assert main(["study", str(tmp_path / "short.toml"), "--verify", "2", "--rows", str(tmp_path / "rows.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "does not keep them: mean_gap, spread\n0 of 2 numbers differ" in printed
 
 
 def test_verifying_needs_rows_and_training(small):

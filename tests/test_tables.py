@@ -205,3 +205,19 @@ def test_no_other_module_reads_or_writes_csv():
     texts = {path.relative_to(HOUSE).as_posix(): path.read_text(encoding="utf-8") for path in HOUSE.rglob("*.py")}
     found = sorted(name for name, text in texts.items() if any(word in text for word in words))
     assert found == ["tables.py"]
+
+
+def test_a_table_for_a_paper_reads_as_the_rows_do():
+    columns = {"what_%": ["a_b & c", "", "~^\\"], "params": pd.array([1234567, None, 12], dtype="Int64")}
+    frame = pd.DataFrame(columns | {"share": [72.91694, 0.5, float("nan")], "done": [True, False, True]})
+    assert tables.to_latex(frame).splitlines() == [
+        r"\begin{tabular}{lrrl}",
+        r"\toprule",
+        r"what\_\% & params & share & done \\",
+        r"\midrule",
+        r"a\_b \& c & 1,234,567 & 72.9169 & True \\",
+        r" &  & 0.5 & False \\",
+        r"\textasciitilde{}\textasciicircum{}\textbackslash{} & 12 &  & True \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

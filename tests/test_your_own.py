@@ -51,7 +51,9 @@ def test_every_block_of_the_page_does_what_it_says(empty_folder, capsys):
     printed = capsys.readouterr().out
     assert "2 torch.Size([2, 1, 16, 16])" in printed
     assert "HAE V2, wider MLP" in (empty_folder / "my_variant.py").read_text()
-    assert (empty_folder / "runs" / "paper" / "parameter_table.pdf").exists()
+    assert all((empty_folder / "runs" / "paper" / f"parameter_table.{kind}").exists() for kind in ("pdf", "tex", "csv"))
+    assert (empty_folder / "pictures.pt2").exists()
+    assert "v2_gated" in printed
 
 
 def test_every_file_that_the_page_names_is_made_on_it():

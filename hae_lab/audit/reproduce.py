@@ -5,8 +5,9 @@ and of figures in another style, elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -18,6 +19,22 @@ from hae_lab.audit.registry import SLOW_TABLES, TABLES, FigureSource, figures, n
 from hae_lab.checks import HAELabError, require_name
 from hae_lab.files import atomic_path
 from hae_lab.presets import PRESETS, VARIANTS
+
+ROW_FORMATS = {"csv": tables.to_csv, "tex": tables.to_latex}  # of the rows that a figure draws
+
+
+def listed() -> str:
+    """What can be made, as lines: the tables, then the figures and what each shows."""
+    shown = [f"  {name:24}{_summary(source.draw)}" for name, source in figures().items()]
+    made = [f"  {name}" for name in (*TABLES, *SLOW_TABLES)]
+    return "\n".join(["tables (data/README.md says what a row of each is)", *made, "figures", *shown])
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    """The first line of what a function says about itself."""
+    while isinstance(function, partial):
+        function = function.func
+    return (function.__doc__ or "").strip().split("\n")[0]
 
 
 def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = False) -> list[Path]:
@@ -63,32 +80,48 @@ def print_figures(
     *,
     variants: Iterable[str] = (),
     presets: Iterable[str] = (),
+    grey: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Draw figures of the committed tables in a style into `out`; return the paths, and what was left out, and why.
 
     `only` names figures; none means all. Without a `width` a figure for paper fills one column, or two where it must.
-    `variants` and `presets` leave the rows of others out. A figure that needs more width, or more rows, is named
-    instead of drawn. Two runs write the same bytes on one computer.
+    `variants` and `presets` leave the rows of others out; "csv" and "tex" among the `formats` are the rows that stay.
+    A figure that needs more width, or more rows, or for `grey` fewer colours, is named instead of drawn. Two runs write
+    the same bytes on one computer.
     Raises `HAELabError` for unknown names and formats before anything is written, and for a figure of `only` that
     cannot be drawn so.
     """
+    variants = list(variants)
     rows = subset(variants, presets)
     sources, chosen = figures(), list(dict.fromkeys(only))
     for name in chosen:
         require_name("figure", name, sources)
     for kind in formats:
-        require_name("format", kind, plots.FORMATS)
+        require_name("format", kind, (*plots.FORMATS, *ROW_FORMATS))
     written, left_out = [], []
     for name in tqdm(chosen or list(sources), disable=not progress, unit="figure"):
         try:
-            figure = _draw_in(style, width, sources[name], rows)
+            with plots.only(variants):
+                figure = _draw_in(style, width, grey, sources[name], rows)
         except HAELabError as error:
             if chosen:
                 raise
             left_out.append(f"{name}: {error}")
             continue
-        written += [_write(figure.picture(kind), Path(out) / f"{name}.{kind}") for kind in formats]
+        for kind in formats:
+            if kind in ROW_FORMATS:
+                written += _write_rows(kind, Path(out) / name, {table: rows(table) for table in sources[name].tables})
+            else:
+                written.append(_write(figure.picture(kind), Path(out) / f"{name}.{kind}"))
     return written, left_out
+
+
+def _write_rows(kind: str, stem: Path, found: dict[str, pd.DataFrame]) -> list[Path]:
+    """The rows of a figure as files: `stem` with the format's ending, or one a table if they are several."""
+    return [
+        _write(ROW_FORMATS[kind](frame).encode(), stem.with_name(f"{stem.name}{f'_{table}' * (len(found) > 1)}.{kind}"))
+        for table, frame in found.items()
+    ]
 
 
 def subset(variants: Iterable[str] = (), presets: Iterable[str] = ()) -> Callable[[str], pd.DataFrame]:
@@ -116,16 +149,16 @@ def subset(variants: Iterable[str] = (), presets: Iterable[str] = ()) -> Callabl
 
 
 def _draw_in(
-    style: str, width: float | None, source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table
+    style: str, width: float | None, grey: bool, source: FigureSource, rows: Callable[[str], pd.DataFrame]
 ) -> plots.Chart:
     """A figure at a width; without one, in one column of a paper, or in two where it does not fit one."""
     try:
-        with plots.style(style, width):
+        with plots.style(style, width, grey=grey):
             return draw(source, rows)
     except plots.TooNarrow:
         if width is not None:
             raise
-        with plots.style(style, plots.TWO_COLUMNS):
+        with plots.style(style, plots.TWO_COLUMNS, grey=grey):
             return draw(source, rows)
 
 

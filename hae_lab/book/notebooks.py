@@ -1,4 +1,4 @@
-"""Notebooks as files: execute, bring into one normal form, tell whether outputs are fresh, strip for class.
+"""Notebooks as files: execute, bring into one normal form, tell whether outputs are fresh, strip for class, show.
 
 The committed notebooks are written by `refresh` alone, so two people who refresh get the same bytes.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from hae_lab.book import slides
 from hae_lab.book.captions import with_captions
-from hae_lab.book.slides import slide_type
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
@@ -29,7 +29,7 @@ def find(folder: str | Path = "notebooks", names: tuple[str, ...] = ()) -> list[
     Raises `HAELabError` if there is none, or none for one of the names.
     """
     paths = sorted(Path(folder).glob("*.ipynb"))
-    require(bool(paths), f"no notebooks in {str(folder)!r}: run this in a clone of the repository")
+    require(bool(paths), f"no notebooks in {str(folder)!r}: run this in a clone of the repository, or name a folder")
     for name in names:
         known = [path.stem for path in paths]
         require(any(stem.startswith(name) for stem in known), f"no notebook {name!r}: known are {', '.join(known)}")
@@ -84,8 +84,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             number += bool(cell.source)
             cell.execution_count = number if cell.source else None
             cell.outputs = list(_normal_outputs(cell))
-        if is_talk:
-            cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
+    if is_talk:
+        slides.mark(notebook)
     with_captions(notebook)
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
     notebook.metadata = NotebookNode(
@@ -125,14 +125,24 @@ def blank(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def write_blank(folder: str | Path, out: str | Path) -> list[Path]:
+def write_blank(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()) -> list[Path]:
     """Write the copies for class into `out`. Raises `HAELabError` if one is there already: it may be a student's."""
-    paths = find(folder)
+    paths = find(folder, names)
     there = [path.name for path in paths if (Path(out) / path.name).exists()]
     require(not there, f"{str(out)!r} already holds {', '.join(there)}: name a new folder")
     for path in paths:
         write(blank(read(path)), Path(out) / path.name)
     return [Path(out) / path.name for path in paths]
+
+
+def write_slides(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()) -> list[Path]:
+    """Write a talk of each notebook into `out`, in the place of an older one. Raises `HAELabError` as `find` does."""
+    written = []
+    for path in find(folder, names):
+        with atomic_path(Path(out) / f"{path.stem}.slides.html") as temporary:
+            temporary.write_text(slides.page(read(path)), encoding="utf-8")
+        written.append(Path(out) / f"{path.stem}.slides.html")
+    return written
 
 
 def _joined(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:

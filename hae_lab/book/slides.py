@@ -1,5 +1,6 @@
-"""Which cell of a notebook stands where in a talk, for `jupyter nbconvert --to slides`."""
+"""A notebook as a talk: which cell stands where, and the page that shows it."""
 
+import logging
 import re
 
 from nbformat import NotebookNode
@@ -21,3 +22,25 @@ def slide_type(cell: NotebookNode) -> str:
     if cell.cell_type == "markdown":
         return "slide" if cell.source.startswith("#") else "subslide" if "\n## " in cell.source else "-"
     return "subslide" if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) else "-"
+
+
+def mark(notebook: NotebookNode) -> None:
+    """Give each cell its place in a talk."""
+    for cell in notebook.cells:
+        cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
+
+
+def page(notebook: NotebookNode) -> str:
+    """The talk as HTML, with the outputs that the notebook has; slides that are too long scroll.
+
+    It loads reveal.js from the network.
+    """
+    from nbconvert import SlidesExporter
+
+    talk = NotebookNode(notebook.copy())
+    talk.cells = [NotebookNode(cell | {"metadata": cell.metadata.copy()}) for cell in notebook.cells]
+    mark(talk)
+    exporter = SlidesExporter(reveal_scroll=True)
+    exporter.log.setLevel(logging.ERROR)  # it misses texts for pictures, which their captions are
+    html, _ = exporter.from_notebook_node(talk)
+    return html

@@ -4,7 +4,7 @@ from hae_lab.plots.ablations import dose, slot_ladder
 from hae_lab.plots.answers import quality_verdicts
 from hae_lab.plots.architecture import hybrid_blocks, unet
 from hae_lab.plots.attention import attention_heads
-from hae_lab.plots.base import Chart, variant_colour
+from hae_lab.plots.base import Chart, only, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.costs import learning_curves, pareto
 from hae_lab.plots.gains import gain_shares
@@ -56,6 +56,7 @@ __all__ = [
     "macs_by_level",
     "macs_by_part",
     "mask_rules",
+    "only",
     "parameter_table",
     "pareto",
     "published_counts",

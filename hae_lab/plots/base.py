@@ -9,7 +9,9 @@ and print are the matter of `plots.page`. Every figure takes tidy rows, then opt
     stats    what `hae_lab.study.statistics` found in the rows; by default the figure asks for it
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import cycle
 from typing import Any
 
@@ -39,6 +41,7 @@ CONTROL_COLOUR = "#525252"  # seaborn's grey is V2's green to colour-blind eyes 
 VARIANT_CYCLE = [CONTROL_COLOUR, *(PALETTE[place] for place in (0, 1, 2, 9, 8, 4, 5, 6))]
 REFERENCE = DOCUMENT[0]  # the variant that columns percent_of_hae measure against
 DOCUMENT_PRESET = "brats128"  # the body that the document trains
+_ASKED: ContextVar[frozenset[str]] = ContextVar("ASKED", default=frozenset())  # variants; none: all of them
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -150,10 +153,20 @@ def measured(
     return shown, missing_note(ordered(wanted), shown)
 
 
+@contextmanager
+def only(variants: Iterable[str]) -> Iterator[None]:
+    """In figures drawn inside the `with`, other variants are not asked for: no note says that they are missing."""
+    token = _ASKED.set(frozenset(variants))
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
 def missing_note(wanted: Iterable[str], shown: Iterable[str], text: str = "not measured: {names}") -> str:
     """Names what is wanted and not shown, in a text of the catalogue, or "" if there is nothing to name."""
-    shown = list(shown)
-    gaps = [title_of(name) for name in wanted if name not in shown]
+    shown, asked = list(shown), _ASKED.get()
+    gaps = [title_of(name) for name in wanted if name not in shown and (not asked or name in asked)]
     return say(text, names=commas(gaps)) if gaps else ""
 
 

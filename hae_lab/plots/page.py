@@ -30,6 +30,7 @@ from PIL import Image
 
 from hae_lab.checks import HAELabError, require, require_name, require_number
 from hae_lab.plots.catalogue import current_language, fonts, say
+from hae_lab.plots.greys import to_grey
 
 SIZE = (8.0, 6.0)  # inches, of a figure for a 4:3 projector
 LETTER, TEXT = 0.648, 0.58  # widths of a letter in font sizes: of bold writing, and of plain
@@ -53,6 +54,7 @@ class Style:
     writing: tuple[float, float]
     dpi: int
     settings: dict[str, Any] = field(hash=False, compare=False)
+    grey: bool = False  # without colours, see `plots.greys`
 
     def canvas(self, size: tuple[float, float] = SIZE) -> tuple[float, float]:
         """The page in inches of the talk, in which figures are laid out: `size`, or as wide as print allows."""
@@ -103,17 +105,19 @@ def current_style() -> Style:
 
 
 @contextmanager
-def style(name: str, width: float | None = None) -> Iterator[Style]:
+def style(name: str, width: float | None = None, *, grey: bool = False) -> Iterator[Style]:
     """Draw the figures made inside the `with` in the style "talk" or "paper", for paper on a page `width` inches wide.
 
-    A figure keeps its style when it is shown or saved later. Raises `HAELabError` for an unknown style, a width of the
-    talk, and widths outside 2 to 12; what cannot be read at a width raises `TooNarrow` when it is drawn.
+    With `grey` each colour becomes a grey that print keeps apart from the others (`plots.greys`). A figure keeps its
+    style when it is shown or saved later. Raises `HAELabError` for an unknown style, a width of the talk, and widths
+    outside 2 to 12; what cannot be read at a width raises `TooNarrow` when it is drawn.
     """
     require_name("style", name, STYLES)
     chosen = STYLES[name]
     if width is not None:
         require(chosen.width is not None, f"the figures of {name!r} have widths of their own, got {width!r}")
         chosen = replace(chosen, width=require_number("width in inches", width, 2, 12))
+    chosen = replace(chosen, grey=grey)
     token = _STYLE.set(chosen)
     try:
         yield chosen
@@ -169,6 +173,8 @@ def chart(function: Callable[..., Any]) -> Callable[..., Any]:
             figure = function(*args, **options)
             if current_language() != "en":
                 _translate(figure)
+            if current_style().grey and options.get("ax") is None:
+                to_grey(figure, _drawn(figure))
             if isinstance(figure, Chart) and figure.style.width is not None and options.get("ax") is None:
                 to_print(figure)
             return figure

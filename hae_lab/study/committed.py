@@ -61,8 +61,9 @@ def verify(study: Study, rows: pd.DataFrame, count: int = 3, workers: int = 2) -
     """Train so many runs again, chosen evenly over the study, and compare them with the rows of a table.
 
     A row a run and metric: cell, data, seed, metric, kept, retrained, relative_difference, equal (in six significant
-    digits). The bits of a run repeat on one computer; another may differ in the last of these digits.
-    Raises `HAELabError` for a run that the table lacks or that fails.
+    digits; a gap for a metric that the table does not keep). The bits of a run repeat on one computer; another may
+    differ in the last of these digits.
+    Raises `HAELabError` for a table without metrics, and for a run that it lacks or that fails.
     """
     require(study.trial == TRIAL, f"{study.name} trains nothing: its trial is {study.trial}")
     looks = {len(study.planned_at(look)): look for look in range(study.looks, 0, -1)}
@@ -73,14 +74,16 @@ def verify(study: Study, rows: pd.DataFrame, count: int = 3, workers: int = 2) -
     missing = [str(run) for run in chosen if _place(run) not in kept]
     require(not missing, f"the table of {study.name} has no row of {', '.join(missing)}")
     metrics = tables.metric_columns(rows)
-    return pd.DataFrame(
+    require(len(metrics) > 0, f"the table of {study.name} keeps no metric to compare; its columns: {list(rows)}")
+    table = pd.DataFrame(
         [
             {"cell": run.cell.label, "data": run.cell.experiment.data, "seed": run.seed, "metric": name}
-            | _compared(kept[_place(run)].get(name), found.get(name))
+            | (_compared(kept[_place(run)][name], found.get(name)) if name in metrics else _not_kept(found[name]))
             for run, found in _retrained(study.name, chosen, workers)
             for name in dict.fromkeys([*metrics, *(name for name in found if name != "curve")])
         ]
     )
+    return table.astype({"equal": "boolean"})
 
 
 def _retrained(name: str, runs: Sequence[Run], workers: int) -> list[tuple[Run, dict[str, Any]]]:
@@ -101,6 +104,10 @@ def _compared(kept: Any, retrained: Any) -> dict[str, Any]:
         "relative_difference": 0.0 if equal else _relative_difference(kept, retrained),
         "equal": equal,
     }
+
+
+def _not_kept(retrained: Any) -> dict[str, Any]:
+    return {"kept": None, "retrained": retrained, "relative_difference": math.nan, "equal": None}
 
 
 def _relative_difference(kept: Any, retrained: Any) -> float:
