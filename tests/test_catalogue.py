@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from hae_lab import HAELabError
 from hae_lab.__main__ import main
-from hae_lab.audit.claims.base import CHAPTERS
+from hae_lab.audit.claims.base import BEYOND, CHAPTERS, OTHERS, PUBLISHED, SAID
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.registry import figures
 from hae_lab.audit.reproduce import draw
@@ -261,6 +261,7 @@ def test_reproduce_draws_them_apart_from_the_committed_ones(tmp_path, capsys):
 
 def test_it_knows_the_chapters_and_verdicts_of_the_ledger():
     assert list(ledger.SECTIONS) == list(CHAPTERS.values())
+    assert [ledger.DOCUMENT, *ledger.APART] == [SAID, BEYOND, PUBLISHED, OTHERS]
     assert set(ledger.VERDICT_COLOURS) == {HOLDS, NEARLY, FAILS, OPEN, VOID}
 
 
@@ -269,11 +270,15 @@ def test_bars_are_counts_of_readings():
     figure = draw(figures()["claims_overview"])
     (ax,) = figure.axes
     widths = sorted(bar.get_width() for bars in ax.containers for bar in bars if bar.get_width())
-    assert widths == sorted(rows.groupby(["section", "verdict"]).size())
+    said, apart = rows[rows["asked_of"] == SAID], rows[rows["asked_of"] != SAID]
+    counts = [*said.groupby(["section", "verdict"]).size(), *apart.groupby(["asked_of", "verdict"]).size()]
+    assert widths == sorted(counts)
     assert sum(widths) == len(rows)
-    last = [tick.get_text() for tick in ax.get_yticklabels()][-1]
-    assert last not in ledger.SECTIONS.values()  # what others say comes last
-    assert f"{rows['id'].nunique()} claims" in figure.get_suptitle()
+    names = [" ".join(tick.get_text().split()) for tick in ax.get_yticklabels()]
+    assert names == [*ledger.SECTIONS.values(), *ledger.APART.values()]  # what is counted apart comes last
+    title = " ".join(figure.get_suptitle().split())
+    assert title.startswith(f"Document: {said['id'].nunique()} claims, {len(said)} readings; ")
+    assert f"{(said['verdict'] == 'holds').sum()} hold, {(said['verdict'] == 'does not hold').sum()} do not" in title
 
 
 def test_a_verdict_that_nobody_knows_is_drawn_too():

@@ -68,6 +68,11 @@ def test_five_percent_more_is_not_worth_a_word(more, verdict):
     assert verdicts.noticeably_more(more) == verdict
 
 
+@pytest.mark.parametrize(("percent", "verdict"), [(50, "holds"), (49.9, "does not hold"), (100, "holds")])
+def test_most_is_half_or_more(percent, verdict):
+    assert verdicts.mostly(percent) == verdict
+
+
 @pytest.mark.parametrize(
     ("gib", "verdict"),
     [
@@ -162,7 +167,7 @@ def test_ninety_percent_in_each_scope(rows):
     hidden = of(rows, "attention_90", "pairs that the mask hides")
     blocked = mask_for("document", TokenGrid(64, 64)).blocked()
     assert hidden["computed"] == f"{100 * blocked.mean():.1f} %" == "88.0 %"
-    assert of(rows, "attention_90", "as published")["computed"] == "0.0 %"
+    assert of(rows, "attention_90", "as printed")["computed"] == "0.0 %"
     assert of(rows, "attention_90", "whole model")["verdict"] == "does not hold"
 
 
@@ -450,8 +455,9 @@ def test_outside_a_clone_the_audit_says_that_it_needs_one(monkeypatch, tmp_path)
 
 def test_interface_is_shared_and_weights_are_not(rows):
     assert of(rows, "interchangeable", "constructor")["verdict"] == "holds"
-    shared = of(rows, "upgrade_later", "weights of v2 that fit hae")
-    assert shared["verdict"] == "does not hold"
+    shared = of(rows, "upgrade_later", "those of v2 that fit hae")
+    assert (shared["verdict"], shared["asked_of"]) == ("does not hold", "beyond the document")
+    assert of(rows, "upgrade_later", "hae takes the place of v2")["verdict"] == "holds"
     v2, hae = (build(variant, "lesson16").state_dict() for variant in ("v2", "hae"))
     fits = sum(v2[name].numel() for name in v2 if name in hae and hae[name].shape == v2[name].shape)
     percent = 100 * fits / sum(tensor.numel() for tensor in hae.values())

@@ -1,6 +1,7 @@
 """The ledger as a whole: every sentence quoted as the document has it, every evidence there to be opened."""
 
 import ast
+import csv
 import json
 import re
 from functools import cache
@@ -19,14 +20,16 @@ from hae_lab.audit.measured import Measured
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT.parent / "shared" / "seed"  # where the document lies, if it is here
 LINES = {int(line): text for line, text in json.loads((ROOT / "tests/data/document_lines.json").read_text()).items()}
+STATEMENTS = list(csv.DictReader((ROOT / "tests/data/statements.csv").open(encoding="utf-8")))
 COLUMNS = (
     "id line section original english reading scope claimed computed verdict notebook figure table test kind way "
-    "device_name clock example"
+    "device_name clock asked_of example"
 ).split()
 KINDS = {
     base.PARAMETERS, base.MACS, base.TIME, base.MEMORY, base.REACH, base.MASK, base.STRUCTURE, base.EXPRESSION,
     base.QUALITY, base.INTERFACE, base.ADVICE,
 }  # fmt: skip
+ASKED = {base.SAID, base.BEYOND, base.PUBLISHED, base.OTHERS}
 VERDICTS = {"holds", "nearly holds", "does not hold", "cannot tell", "void"}
 
 
@@ -60,6 +63,7 @@ def test_every_field_that_must_be_is_filled(rows):
     assert (rows[required].astype(str) != "").all(axis=None)
     assert set(rows["kind"]) <= KINDS
     assert set(rows["verdict"]) <= VERDICTS
+    assert set(rows["asked_of"]) == ASKED
 
 
 def test_each_claim_has_one_example(rows):
@@ -135,7 +139,7 @@ def test_one_claim_alone_is_what_the_table_has(rows):
     committed = rows[rows["id"] == "paper_90"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found.rows, committed)
     path, line, name = re.fullmatch(r"(.+):(\d+) (\w+)", found.function).groups()
-    assert (path, name) == ("hae_lab/audit/claims/compute.py", "paper_90")
+    assert (path, name) == ("hae_lab/audit/claims/attention.py", "paper_90")
     source = (ROOT / path).read_text().splitlines()[int(line) - 1 :]
     assert next(text for text in source if text.startswith("def ")).startswith("def paper_90(")
     assert found.seconds >= 0
@@ -156,7 +160,9 @@ def test_the_tree_counts_what_the_table_has(rows):
     for name, readings in rows.groupby("id"):
         (line,) = re.findall(rf"^  {name} .*$", text, re.MULTILINE)
         assert sum(map(int, re.findall(r"[a-z] (\d+)(?:,|$)", line))) == len(readings)
-    assert text.splitlines()[-1].startswith(f"{rows['id'].nunique()} claims in {len(rows)} readings: ")
+    for asked_of, readings in rows.groupby("asked_of"):
+        counts = f"{asked_of}: {readings['id'].nunique()} claims in {len(readings)} readings: "
+        assert sum(line.startswith(counts) for line in text.splitlines()) == 1
 
 
 def test_a_claim_in_words_has_quote_verdicts_evidence_and_what_judges(rows):
@@ -182,5 +188,56 @@ def test_the_command_lists_computes_and_refuses(capsys):
 
 
 def test_the_ledger_is_whole(rows):
-    assert rows["id"].nunique() >= 60
-    assert len(rows) >= 80
+    assert rows["id"].nunique() >= 70
+    assert (rows["asked_of"] == base.SAID).sum() >= 200
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: f"{each['line']}: {each['statement']}")
+def test_each_statement_that_a_second_reader_found_has_a_claim(statement):
+    named = [ledger.claims()[name] for name in statement["claims"].split()]
+    assert any(int(statement["line"]) in claim.places for claim in named)
+
+
+def test_each_claim_of_the_document_is_on_the_second_readers_list():
+    listed = {name for each in STATEMENTS for name in each["claims"].split()}
+    assert listed == {claim.id for claim in ledger.claims().values() if not claim.source}
+
+
+# whom a reading asks
+
+
+def test_each_claim_of_the_document_is_asked_of_its_own_words(rows):
+    asked = rows.groupby("id")["asked_of"].agg(set)
+    for claim in ledger.claims().values():
+        assert (base.OTHERS if claim.source else base.SAID) in asked[claim.id]
+        assert not claim.source or asked[claim.id] == {base.OTHERS}
+
+
+def test_an_example_asks_what_is_said(rows):
+    assert set(rows.loc[rows["example"], "asked_of"]) == {base.SAID, base.OTHERS}
+
+
+def test_the_published_code_is_named_where_it_is_asked(rows):
+    assert (rows["scope"].str.contains("published revision") == (rows["asked_of"] == base.PUBLISHED)).all()
+
+
+def test_a_threshold_that_the_document_has_not_is_named_as_ours(rows):
+    ours = {
+        "lite_far_fewer": 3, "encoder_local": 1, "stepwise": 1, "hae_costs": 4, "mobile_real_time": 2,
+        "device_classes": 4, "lite_medium": 1, "near_diagonal": 4,
+    }  # fmt: skip
+    for claim, least in ours.items():
+        readings = rows.loc[rows["id"] == claim, "reading"]
+        assert readings.str.contains(r"\b(?:our|ours)\b").sum() >= least, claim
+
+
+@pytest.mark.parametrize(("kind", "asked_of"), [(base.REACH, base.BEYOND), (base.MACS, base.SAID)])
+def test_what_a_layer_comes_to_in_a_model_is_beyond_the_words(kind, asked_of):
+    def check(measured):
+        yield base.Finding("words", "model", "0 %", "does not hold", kind)
+        yield base.Finding("words", "model", "0 %", "does not hold", kind, asked_of=base.PUBLISHED)
+
+    made = base.claim({17: "提高效率"}, "", "", notebook="", table="", test="")(check)
+    assert [each.asked_of for each in made.findings(Measured())] == [asked_of, base.PUBLISHED]
+    others = base.claim({1: "words"}, "", "", notebook="", table="", test="", source="Others")(check)
+    assert {each.asked_of for each in others.findings(Measured())} == {base.OTHERS}

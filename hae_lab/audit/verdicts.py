@@ -22,7 +22,7 @@ from hae_lab.study.equivalence import EQUAL
 
 HOLDS, NEARLY, FAILS, OPEN, VOID = "holds", "nearly holds", "does not hold", "cannot tell", "void"
 EXACT, NEAR = 1, 5  # percentage points
-GREATLY = 50  # percent that "greatly" saves at least
+GREATLY, MOSTLY = 50, 50  # percent that "greatly" saves at least, and that "most" is at least: ours
 CARDS_GIB = (4, 8, 12, 16, 24, 32, 48, 80)  # memory of graphics cards that one buys
 
 
@@ -60,6 +60,11 @@ def at_most(value: float, limit: float) -> str:
 def noticeably_more(percent_more: float) -> str:
     """Whether something costs more: a difference within five percent is none worth a word."""
     return as_said(percent_more > NEAR)
+
+
+def mostly(percent: float) -> str:
+    """Whether a share is most of something."""
+    return as_said(percent >= MOSTLY)
 
 
 def different_cards(needed_bytes: Iterable[float]) -> str:

@@ -15,13 +15,14 @@ import pandas as pd
 from hae_lab import tables
 from hae_lab.audit import parameter_tables
 from hae_lab.audit.bench_attention import SHARED
-from hae_lab.audit.claims.base import TIME
+from hae_lab.audit.claims.base import SAID, TIME
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
 from hae_lab.audit.seconds import FILE
 from hae_lab.book import notebooks, report
 from hae_lab.checks import require_name
 from hae_lab.files import atomic_path
 from hae_lab.plots.catalogue import current_language, language, say
+from hae_lab.plots.ledger import APART
 from hae_lab.presets import PRESETS, SLOTS, VARIANTS, config, variant_title
 from hae_lab.profilers.params import parameter_formulas
 
@@ -203,8 +204,14 @@ def _place(claim: Mapping[str, Any]) -> str:
 
 
 def _verdicts(readings: pd.DataFrame) -> str:
-    counts = readings["verdict"].value_counts().items()
-    return ", ".join(say("{verdict} in {count}", verdict=say(verdict), count=count) for verdict, count in counts)
+    """How often each verdict is found; what is not asked of the document's words is counted apart."""
+    found = []
+    for asked_of in (SAID, *APART):
+        counts = readings.loc[readings["asked_of"] == asked_of, "verdict"].value_counts().items()
+        told = ", ".join(say("{verdict} in {count}", verdict=say(verdict), count=count) for verdict, count in counts)
+        if told:
+            found.append(told if asked_of == SAID else f"{say(APART[asked_of])}: {told}")
+    return "; ".join(found)
 
 
 def notebook_list(folder: Path) -> str:

@@ -10,6 +10,9 @@ BETWEEN_PLACES = " ‖ "  # the quoted places of a claim; the document has no su
 PARAMETERS, MACS, TIME, MEMORY, REACH = "parameters", "macs", "time", "memory", "reach"
 MASK, STRUCTURE, EXPRESSION, QUALITY = "mask", "structure", "expression", "quality"
 INTERFACE, ADVICE = "interface", "advice"
+# who is asked: the document's words, more than they say (a threshold of ours, or a whole model for one layer), the
+# code that was published for them, another source's words; the first alone is counted for or against the document
+SAID, BEYOND, PUBLISHED, OTHERS = "document", "beyond the document", "published code", "other source"
 
 # the document's chapters and the lines on which they begin
 CHAPTERS = {
@@ -42,7 +45,8 @@ class Finding:
 
     `reading` is what the sentence is taken to say, `scope` the models, maps, images or computer on which it was looked
     at. `claimed` and `evidence` are the claim's unless a reading has its own. A time says how and where it was
-    measured. One reading of each claim is its `example`, by default the first.
+    measured. `asked_of` is by default the document, beyond it for the kind "reach". One reading of each claim is its
+    `example`, by default the first that is not beyond the document.
     """
 
     reading: str
@@ -55,6 +59,7 @@ class Finding:
     way: str = ""
     device_name: str = ""
     clock: str = ""
+    asked_of: str = ""
     example: bool = False
 
 
@@ -84,13 +89,18 @@ class Claim:
         return len(self.source) * 10**6 + min(self.places)
 
     def findings(self, measured: Measured) -> list[Finding]:
-        """Every reading, one of them the example."""
-        found = list(self.check(measured))
-        some = any(each.example for each in found)
-        return [
-            Finding(**vars(each) | {"example": each.example or (not some and not place)})
-            for place, each in enumerate(found)
-        ]
+        """Every reading with whom it asks, one of them the example."""
+        found = [replace(each, asked_of=self._asked_of(each)) for each in self.check(measured)]
+        said = [place for place, each in enumerate(found) if each.asked_of != BEYOND]
+        if found and not any(each.example for each in found):
+            first = said[0] if said else 0
+            found[first] = replace(found[first], example=True)
+        return found
+
+    def _asked_of(self, finding: Finding) -> str:
+        if self.source:
+            return OTHERS
+        return finding.asked_of or (BEYOND if finding.kind == REACH else SAID)
 
     def rows(self, measured: Measured) -> Iterator[dict[str, object]]:
         """A row of the ledger for each reading."""
@@ -105,7 +115,8 @@ class Claim:
             yield said | {
                 "reading": each.reading, "scope": each.scope, "claimed": each.claimed or self.claimed,
                 "computed": each.computed, "verdict": each.verdict, **evidence, "kind": each.kind, "way": each.way,
-                "device_name": each.device_name, "clock": each.clock, "example": each.example,
+                "device_name": each.device_name, "clock": each.clock, "asked_of": each.asked_of,
+                "example": each.example,
             }  # fmt: skip
 
 

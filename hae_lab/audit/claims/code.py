@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hae_lab.audit import verdicts
 from hae_lab.audit.baselines import multihead_attention
 from hae_lab.audit.claims.base import INTERFACE, STRUCTURE, Finding, claim, listed
-from hae_lab.audit.claims.slots import CLOSE, error_of, in_words
+from hae_lab.audit.claims.built import BLOCK, branches_of
+from hae_lab.audit.claims.tried import CHANNELS, CLOSE, error_of, in_words, some_map
 from hae_lab.audit.measured import Measured
 from hae_lab.masks import TokenGrid
 from hae_lab.models import (
@@ -29,7 +30,6 @@ from hae_lab.models.layers import ResBlock, drawn_as, seeded, timestep_embedding
 from hae_lab.presets import DOCUMENT
 from hae_lab.rules import mask_for
 
-BLOCK = {"notebook": "02_build_the_block", "figure": "hybrid_blocks", "table": "hybrid_blocks"}
 CONDITIONS = {"notebook": "03_hae", "figure": "unet_hae", "table": "architecture"}
 MSTB_ARGUMENTS = "def __init__(self, channels, num_heads=8, dropout=0.1, patch_sizes=[1, 4, 8])"
 SIGNATURES = {
@@ -108,6 +108,31 @@ def _made(kind: type[nn.Module]) -> nn.Module:
 
 
 @claim(
+    {37: "self.local_norm = nn.LayerNorm(channels)", 40: "self.regional_norms = nn.ModuleList([...])"},
+    "Pixels pass a LayerNorm of their own, and so do the patches of each scale",
+    "a LayerNorm a scale",
+    **BLOCK,
+    test="test_models.py::test_mstb_has_the_documents_attributes",
+)
+def norms_of_scales(measured: Measured) -> Iterator[Finding]:
+    """The norms of each version, and what the tokens of pixels are."""
+    norms = [[each.local_norm, *each.regional_norms] for variant in DOCUMENT for each in branches_of(variant)]
+    right = all(isinstance(norm, nn.LayerNorm) for each in norms for norm in each)
+    counts = {len(each) for each in norms}
+    scales = {len(each.patch_sizes) for variant in DOCUMENT for each in branches_of(variant)}
+    computed = f"{listed(counts)} LayerNorms for {listed(scales)} scales" if right else "other norms"
+    verdict = verdicts.as_said(right and counts == scales)
+    yield Finding("norms, pixels included", "HAE, Lite, V2, brats128", computed, verdict, STRUCTURE)
+    block = _made(MultiScaleSparseTransformerBlock).requires_grad_(False)
+    pixels = some_map().flatten(2).mT  # (1, HW, C)
+    by_hand = (pixels - pixels.mean(2, keepdim=True)) / pixels.var(2, unbiased=False, keepdim=True).add(1e-5).sqrt()
+    error = error_of(block.tokens(some_map())[:, : pixels.shape[1]], by_hand)
+    verdict = verdicts.at_most(error, CLOSE)
+    reading = "tokens of pixels in HAE: each pixel less its mean, over its spread"
+    yield Finding(reading, f"8 x 8 map, C = {CHANNELS}", in_words(error), verdict, STRUCTURE)
+
+
+@claim(
     {44: "nn.MultiheadAttention(...)"},
     "The sparse attention is torch's nn.MultiheadAttention with a mask",
     "the same outputs",
@@ -131,10 +156,10 @@ def torchs_attention(measured: Measured) -> Iterator[Finding]:
 # timesteps and classes
 
 
-@lru_cache(maxsize=4)
-def _answering(variant: str) -> HAEUNet:
+@lru_cache(maxsize=8)
+def _answering(variant: str, classes: int | None = 3) -> HAEUNet:
     """A small model whose last layer is not zero, as that of a fresh one is: do not change it."""
-    model = build(variant, "tiny").eval().requires_grad_(False)
+    model = build(variant, "tiny", num_classes=classes).eval().requires_grad_(False)
     model.out[-1].weight.copy_(torch.randn(model.out[-1].weight.shape, generator=torch.Generator().manual_seed(0)))
     return model
 
@@ -178,30 +203,40 @@ def _block_listens(variant: str) -> bool:
 @claim(
     {
         270: "emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))",
+        273: "if self.num_classes is not None:",
         274: "cemb = self.class_emb(self.label_emb(y))",
         275: "emb = emb + cemb",
     },
-    "The embedding of the timestep plus that of the class",
+    "The embedding of the timestep, plus that of the class if the model has classes",
     "the printed lines",
     **CONDITIONS,
     test="test_models.py::test_timestep_embedding_is_cosines_then_sines",
 )
 def embedding_lines(measured: Measured) -> Iterator[Finding]:
-    """What the first residual block is given, beside the printed lines."""
-    x, steps, y = torch.zeros(1, 1, 16, 16), torch.tensor([250]), torch.tensor([1])
-    errors = []
-    for variant in DOCUMENT:
-        model, given = _answering(variant), []
-        first = next(each for each in model.modules() if isinstance(each, ResBlock))
-        handle = first.register_forward_pre_hook(lambda module, inputs, given=given: given.append(inputs[1]))
-        try:
-            model(x, steps, y)
-        finally:
-            handle.remove()
-        emb = model.time_embed(timestep_embedding(steps, model.config.model_channels))
-        errors.append(error_of(given[0], emb + model.class_emb(model.label_emb(y))))
-    verdict = verdicts.at_most(max(errors), CLOSE)
-    yield Finding("what a residual block is given", "HAE, Lite, V2, tiny", in_words(max(errors)), verdict, STRUCTURE)
+    """What the first residual block is given, beside the printed lines: with classes, and without."""
+    steps, y = torch.tensor([250]), torch.tensor([1])
+    for words, classes in (("with classes", 3), ("of a model without classes", None)):
+        errors = []
+        for variant in DOCUMENT:
+            model = _answering(variant, classes)
+            emb = model.time_embed(timestep_embedding(steps, model.config.model_channels))
+            if classes is not None:
+                emb = emb + model.class_emb(model.label_emb(y))
+            errors.append(error_of(_given_to_first_block(model, steps, y if classes else None), emb))
+        verdict, reading = verdicts.at_most(max(errors), CLOSE), f"what a residual block is given, {words}"
+        yield Finding(reading, "HAE, Lite, V2, tiny", in_words(max(errors)), verdict, STRUCTURE)
+
+
+def _given_to_first_block(model: HAEUNet, steps: Tensor, y: Tensor | None) -> Tensor:
+    """The embedding that reaches the first residual block."""
+    given: list[Tensor] = []
+    first = next(each for each in model.modules() if isinstance(each, ResBlock))
+    handle = first.register_forward_pre_hook(lambda module, inputs: given.append(inputs[1]))
+    try:
+        model(torch.zeros(1, 1, 16, 16), steps, y)
+    finally:
+        handle.remove()
+    return given[0]
 
 
 # checkpoints
@@ -209,19 +244,23 @@ def embedding_lines(measured: Measured) -> Iterator[Finding]:
 
 @claim(
     {59: "use_checkpoint=False"},
-    "A hybrid block can give up what it keeps for the backward pass, and compute it again",
-    "use_checkpoint",
+    "A hybrid block takes `use_checkpoint`, which is off by default",
+    "an argument, off by default",
     **BLOCK | {"table": "training_memory"},
     test="test_models.py::test_hybrid_block_checkpoints",
 )
 def use_checkpoint(measured: Measured) -> Iterator[Finding]:
-    """How often the CNN branch runs in a training step, and whether the gradients stay."""
+    """Its default; and, turned on, what the name means elsewhere: compute again instead of keeping, same gradients."""
+    default = inspect.signature(HybridCNNTransformerBlock).parameters["use_checkpoint"].default
+    verdict = verdicts.as_said(default is False)
+    yield Finding("its default", HybridCNNTransformerBlock.__name__, f"{default}", verdict, INTERFACE)
     for variant in DOCUMENT:
         block = next(each for each in build(variant, "tiny").modules() if isinstance(each, HybridBlock)).eval()
         (plain, once), (again, twice) = (_gradients(block, use) for use in (False, True))
         right = (once, twice) == (1, 2) and error_of(again, plain) < CLOSE
-        computed = f"its forward runs {twice} times instead of {once}; gradients {in_words(error_of(again, plain))}"
-        yield Finding(f"the block of {variant} does", "tiny", computed, verdicts.as_said(right), INTERFACE)
+        computed = f"CNN branch run {twice} times a step, {once} without; gradients {in_words(error_of(again, plain))}"
+        reading = f"turned on in {variant}, the backward pass computes again what was not kept"
+        yield Finding(reading, "tiny", computed, verdicts.as_said(right), INTERFACE)
 
 
 def _gradients(block: HybridBlock, use: bool) -> tuple[Tensor, int]:

@@ -3,27 +3,32 @@
 import inspect
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
 
 from hae_lab.audit import verdicts
 from hae_lab.audit.claims import compute, devices, quality
-from hae_lab.audit.claims.base import ADVICE, INTERFACE, REACH, Claim, Finding, claim
+from hae_lab.audit.claims.base import ADVICE, BEYOND, INTERFACE, SAID, Claim, Evidence, Finding, claim
 from hae_lab.audit.measured import Measured
 from hae_lab.models import HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2, build, transfer_weights
 from hae_lab.presets import DOCUMENT
 
 LESSON = "lesson16"
+BATCHES = (1, 3, 8)
+EXPORTED = "test_export.py::test_every_variant_and_rule_exports_in_a_cold_process"
 
 
 @claim(
-    {306: "所有版本都保持相同的API接口，可以无缝切换"},
-    "All versions share one interface and can be switched seamlessly",
+    {306: "所有版本都保持相同的API接口，可以无缝切换，便于在不同场景下灵活部署"},
+    "All versions share one interface, can be switched seamlessly, and so be deployed flexibly",
     "one interface",
     notebook="09_ablation_study",
     table="study_variants",
     test="test_claims.py::test_interface_is_shared_and_weights_are_not",
 )
 def interchangeable(measured: Measured) -> Iterator[Finding]:
-    """One signature, and one training loop."""
+    """One signature, one training loop, and one call for whatever batch, with classes and without."""
     classes = (HAEUNetModel, HAEUNetModelLite, HAEUNetModelV2)
     same = len({str(inspect.signature(each)) for each in classes}) == len({each.forward for each in classes}) == 1
     yield Finding(
@@ -41,43 +46,74 @@ def interchangeable(measured: Measured) -> Iterator[Finding]:
         verdicts.as_said(runs.nunique() == 1),
         INTERFACE,
     )
+    shapes = {variant: _answers(variant) for variant in DOCUMENT}
+    same = len(set(shapes.values())) == 1
+    yield Finding(
+        "deployed flexibly: one call takes any batch, with labels and without",
+        f"{LESSON}, batches of {', '.join(map(str, BATCHES))}",
+        "the same shapes from all three" if same else f"different shapes: {shapes}",
+        verdicts.as_said(same),
+        INTERFACE,
+        evidence=Evidence(notebook="03_hae", table="deployment", test=EXPORTED),
+    )
+
+
+@lru_cache(maxsize=8)
+def _answers(variant: str) -> tuple[tuple[int, ...], ...]:
+    """Shapes that a version gives for each batch, without labels and with them."""
+    with torch.device("meta"):
+        model = build(variant, LESSON, num_classes=2)
+        side, given = model.config.image_size, []
+        for images in BATCHES:
+            x, steps = torch.empty(images, model.config.in_channels, side, side), torch.zeros(images)
+            given += [model(x, steps), model(x, steps, torch.zeros(images, dtype=torch.long))]
+    return tuple(tuple(each.shape) for each in given)
 
 
 @claim(
-    {304: "从V2开始，根据需要升级到Lite或原版"},
-    "Start with V2, upgrade to Lite or HAE as needed",
-    "weights move along",
+    {304: "渐进式部署：从V2开始，根据需要升级到Lite或原版"},
+    "Deploy step by step: start with V2, upgrade to Lite or HAE as needed",
+    "another version in its place",
     notebook="05_hae_v2",
     table="lessons",
     test="test_claims.py::test_interface_is_shared_and_weights_are_not",
 )
 def upgrade_later(measured: Measured) -> Iterator[Finding]:
-    """How much of the larger version's weights the smaller has."""
-    for source, target in (("v2", "lite"), ("v2", "hae")):
+    """Whether the larger version takes V2's place in the same call; and how much of its weights V2 has already."""
+    for target in ("lite", "hae"):
+        same = _answers(target) == _answers("v2")
+        computed = "the same call, the same shapes" if same else f"{_answers(target)}, V2 {_answers('v2')}"
+        reading, verdict = f"{target} takes the place of v2, trained anew", verdicts.as_said(same)
+        yield Finding(reading, LESSON, computed, verdict, INTERFACE)
+    for target in ("lite", "hae"):
         target_model = build(target, LESSON)
-        left = set(transfer_weights(build(source, LESSON), target_model))
+        left = set(transfer_weights(build("v2", LESSON), target_model))
         counts = {name: tensor.numel() for name, tensor in target_model.state_dict().items()}
         percent = 100 * sum(count for name, count in counts.items() if name not in left) / sum(counts.values())
         yield Finding(
-            f"weights of {source} that fit {target}",
+            f"its weights move along, of which the document says nothing: those of v2 that fit {target}",
             LESSON,
             f"{percent:.1f} % of {target}'s weights",
             verdicts.judge(percent, 100),
             INTERFACE,
+            claimed="100 %",
+            asked_of=BEYOND,
         )
 
 
 # which version for what
 
 
-def _advice(measured: Measured, *claims: Claim) -> Iterator[Finding]:
-    """A reading for each claim that an advice rests on: what the readings of that claim come to."""
+def _advice(measured: Measured, *claims: Claim, asked_of: str = SAID) -> Iterator[Finding]:
+    """A reading for each claim that an advice rests on: what those of its readings come to."""
     for each in claims:
-        found = [reading.verdict for reading in each.findings(measured) if reading.kind != REACH]
+        found = [reading.verdict for reading in each.findings(measured) if reading.asked_of == asked_of]
         counts = ", ".join(f"{verdict} in {count}" for verdict, count in Counter(found).most_common())
-        reading, scope = f"rests on {each.id}", f"its {len(found)} readings"
-        evidence = each.evidence
-        yield Finding(reading, scope, counts, verdicts.rests_on(found), ADVICE, claimed=each.claimed, evidence=evidence)
+        reading, scope = f"rests on {each.id}", f"its {len(found)} readings ({asked_of})"
+        yield Finding(
+            reading, scope, counts, verdicts.rests_on(found), ADVICE,
+            claimed=each.claimed, evidence=each.evidence, asked_of=asked_of,
+        )  # fmt: skip
 
 
 ADVICE_TEST = "test_ledger_numbers.py::test_advice_is_as_good_as_what_it_rests_on"
@@ -104,8 +140,9 @@ def choose_hae(measured: Measured) -> Iterator[Finding]:
     test=ADVICE_TEST,
 )
 def choose_lite(measured: Measured) -> Iterator[Finding]:
-    """Rests on Lite being better than the smaller V2."""
-    yield from _advice(measured, quality.lite_balance)
+    """Rests on Lite lying between the others; and on its being better than the smaller V2, of which nothing is said."""
+    for asked_of in (SAID, BEYOND):
+        yield from _advice(measured, quality.lite_balance, asked_of=asked_of)
 
 
 @claim(

@@ -8,23 +8,31 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hae_lab.audit.claims import code, compute, devices, interface, masks, parameters, quality, scales, slots, structure
+from hae_lab.audit.claims import (
+    attention,
+    code,
+    compute,
+    devices,
+    encoder,
+    fusion,
+    interface,
+    masks,
+    mlps,
+    parameters,
+    projections,
+    quality,
+    scales,
+    slots,
+    structure,
+)
 from hae_lab.audit.claims.base import Claim
 from hae_lab.audit.measured import Measured
 from hae_lab.checks import require_name
 
 SUBJECTS: tuple[ModuleType, ...] = (
-    structure,
-    parameters,
-    slots,
-    code,
-    scales,
-    masks,
-    compute,
-    quality,
-    devices,
-    interface,
-)
+    structure, encoder, parameters, projections, fusion, mlps, slots, code, scales, masks, attention, compute, quality,
+    devices, interface,
+)  # fmt: skip
 
 
 @cache

@@ -1,12 +1,12 @@
 """Claims on parameters: what the table of the document promises, and what the bottleneck saves of what."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 from torch import nn
 
 from hae_lab.audit import parameter_tables, verdicts
-from hae_lab.audit.claims.base import PARAMETERS, REACH, Evidence, Finding, claim, listed
+from hae_lab.audit.claims.base import BEYOND, PARAMETERS, PUBLISHED, REACH, SAID, Evidence, Finding, claim, listed
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.parameter_tables import CLAIM_PERCENT
 from hae_lab.models import BottleneckMLP
@@ -16,7 +16,7 @@ from hae_lab.presets import DOCUMENT
 PRESET = "brats128"
 CHANNELS = 512
 REVISION = "the published revision, rebuilt (wide128)"
-PUBLISHED = Evidence(
+PUBLISHED_COUNTS = Evidence(
     figure="published_counts",
     table="published_counts",
     test="test_parameter_table.py::test_published_counts_are_reproduced_to_the_last_parameter_but_v2s",
@@ -48,7 +48,8 @@ def parameters(measured: Measured) -> Iterator[Finding]:
         listed(f"{published[variant]:.1f} %" for variant in DOCUMENT),
         verdicts.worst(verdicts.judge(published[variant], CLAIM_PERCENT[variant]) for variant in DOCUMENT),
         PARAMETERS,
-        evidence=PUBLISHED,
+        evidence=PUBLISHED_COUNTS,
+        asked_of=PUBLISHED,
     )
 
 
@@ -92,9 +93,9 @@ TABLE_TEST = "test_parameter_table.py::test_table_equals_the_measured_percentage
 )
 def hae_largest(measured: Measured) -> Iterator[Finding]:
     """More than Lite and V2, on each preset and in the published revision."""
-    for scope, of_hae in _percents():
+    for scope, of_hae, asked_of in _percents():
         verdict = verdicts.as_said(max(of_hae["lite"], of_hae["v2"]) < 100)
-        yield Finding("whole model, percent of HAE", scope, _of_hae(of_hae), verdict, PARAMETERS)
+        yield Finding("whole model, percent of HAE", scope, _of_hae(of_hae), verdict, PARAMETERS, asked_of=asked_of)
 
 
 @claim(
@@ -106,13 +107,17 @@ def hae_largest(measured: Measured) -> Iterator[Finding]:
 )
 def lite_medium(measured: Measured) -> Iterator[Finding]:
     """Between V2 and HAE; and half way?"""
-    for scope, of_hae in _percents():
+    for scope, of_hae, asked_of in _percents():
         verdict = verdicts.in_order([100, of_hae["lite"], of_hae["v2"]])
-        yield Finding("between V2 and HAE", scope, _of_hae(of_hae), verdict, PARAMETERS)
+        yield Finding("between V2 and HAE", scope, _of_hae(of_hae), verdict, PARAMETERS, asked_of=asked_of)
     params = whole_params()
     way = 100 * (params["lite"] - params["v2"]) / (params["hae"] - params["v2"])
     verdict = verdicts.judge(way, 50)
-    yield Finding("half way from V2 to HAE", PRESET, f"{way:.1f} % of the way", verdict, PARAMETERS, claimed="50 %")
+    computed = f"{way:.1f} % of the way"
+    yield Finding(
+        "half way from V2 to HAE, a middle of ours", PRESET, computed, verdict, PARAMETERS,
+        claimed="50 % of the way", asked_of=BEYOND,
+    )  # fmt: skip
 
 
 @claim(
@@ -131,12 +136,12 @@ def decoder_stepwise(measured: Measured) -> Iterator[Finding]:
         yield Finding("parameters of the decoder", str(preset), _of_hae(percent), verdict, PARAMETERS)
 
 
-def _percents() -> Iterator[tuple[str, pd.Series]]:
-    """Scope, and parameters of the whole model in percent of HAE's: each preset, then the published revision."""
+def _percents() -> Iterator[tuple[str, pd.Series, str]]:
+    """Scope, parameters of the whole model in percent of HAE's, who is asked: each preset, the published revision."""
     table = parameter_tables.parameter_table().query("scope == 'whole model'")
     for preset, rows in table.groupby("preset", sort=False):
-        yield str(preset), rows.set_index("variant")["percent_of_hae"]
-    yield REVISION, parameter_tables.published_counts().set_index("variant")["our_percent"]
+        yield str(preset), rows.set_index("variant")["percent_of_hae"], SAID
+    yield REVISION, parameter_tables.published_counts().set_index("variant")["our_percent"], PUBLISHED
 
 
 def _of_hae(percent: pd.Series) -> str:
@@ -152,3 +157,10 @@ def whole_params() -> pd.Series:
 def count(module: nn.Module) -> int:
     """Parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def one_count(reading: str, counts: Mapping[str, int]) -> Finding:
+    """A reading that a part has equally many parameters in all of these models."""
+    same = len(set(counts.values())) == 1
+    words = f"{next(iter(counts.values())):,} in each" if same else listed(counts.values())
+    return Finding(reading, f"{PRESET}: the control, HAE, Lite, V2", words, verdicts.as_said(same), PARAMETERS)

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from hae_lab.audit import quality_tables, verdicts
-from hae_lab.audit.claims.base import QUALITY, Evidence, Finding, claim
+from hae_lab.audit.claims.base import BEYOND, PARAMETERS, QUALITY, Evidence, Finding, claim, listed
+from hae_lab.audit.claims.parameters import PRESET, TABLE_TEST, whole_params
 from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.metrics import metric_title
 from hae_lab.plots.verdicts import in_percent, within
@@ -145,12 +146,20 @@ def v2_tradeoff(measured: Measured) -> Iterator[Finding]:
 @claim(
     {130: "平衡性能和效率", 288: "平衡的性能和效率"},
     "Lite balances performance and efficiency",
-    "better than V2, which is smaller",
+    "as good as HAE, for less",
     **PAIRS | {"figure": "quality_pareto"},
 )
 def lite_balance(measured: Measured) -> Iterator[Finding]:
-    """A balance is worth its price if the smaller and faster V2 is not as good."""
-    yield from _beside(measured, {("lite", "v2"): "lite"}, "loss")
+    """Lite's cost between the others', its quality that of HAE; and is a balance needed, if V2 is as good for less?"""
+    params = whole_params()
+    words = listed(f"{100 * params[variant] / params['hae']:.1f} %" for variant in DOCUMENT)
+    verdict = verdicts.in_order(params[variant] for variant in DOCUMENT)
+    evidence = Evidence("06_parameter_table", "parameter_table", "parameter_table", TABLE_TEST)
+    yield Finding("parameters between HAE's and V2's", PRESET, words, verdict, PARAMETERS, evidence=evidence)
+    yield from _beside(measured, {("hae", "lite"): "lite"}, "loss", keeps=True)
+    for each in _beside(measured, {("lite", "v2"): "lite"}, "loss"):
+        reading = f"better than V2, which is smaller: {each.reading}"
+        yield replace(each, reading=reading, claimed="better than V2", asked_of=BEYOND, example=False)
 
 
 def _beside(

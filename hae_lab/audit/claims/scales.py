@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from hae_lab.audit import parameter_tables, verdicts
-from hae_lab.audit.claims.base import MASK, REACH, STRUCTURE, Finding, claim, listed
+from hae_lab.audit.claims.base import BEYOND, MASK, REACH, SAID, STRUCTURE, Finding, claim, listed
 from hae_lab.audit.measured import Measured
 from hae_lab.masks import TokenGrid
 from hae_lab.models import (
@@ -19,6 +20,7 @@ from hae_lab.profilers.reach import seen_by_any_group, visibility
 from hae_lab.rules import mask_for
 
 GRIDS = [TokenGrid(side, side) for side in (4, 8, 16, 32, 64)]  # of hybrid blocks in the presets
+CHANNELS = 16
 LARGEST_MAP = GRIDS[-1]  # with hybrid blocks, on brats128
 DOCUMENT_RULE = "document"
 MASKS = {"notebook": "07_sparse_masks", "figure": "mask_rules", "table": "visibility"}
@@ -36,7 +38,7 @@ def branches() -> list[MSTB]:
         MultiScaleSparseTransformerBlockLite,
         MultiScaleSparseTransformerBlockV2,
     )
-    return [kind(16) for kind in kinds]
+    return [kind(CHANNELS) for kind in kinds]
 
 
 @claim(
@@ -123,6 +125,32 @@ def patches_projected(measured: Measured) -> Iterator[Finding]:
 
 
 @claim(
+    {262: "区域 … 局部模式"},
+    "The 4 x 4 patches are regional: local patterns",
+    "a token for the pixels of its patch",
+    **MASKS,
+    test="test_ledger_numbers.py::test_pooled_tokens_are_means_over_the_six_axes",
+)
+def patches_regional(measured: Measured) -> Iterator[Finding]:
+    """Of which pixels a token tells; and whether pixels see the tokens that tell of around them."""
+    height = width = 8
+    for variant, block in zip(DOCUMENT, branches(), strict=True):
+        x = torch.randn(1, CHANNELS, height, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        block.region_tokens(x, (4, 8))[1][0, 0].sum().backward()  # the token of the first patch
+        assert x.grad is not None
+        rows, columns = x.grad.abs().sum((0, 1)).nonzero().max(0).values.add(1).tolist()
+        computed, verdict = f"{rows} x {columns} pixels", verdicts.as_said((rows, columns) == (4, 4))
+        yield Finding(f"what a token of {variant} tells of", "8 x 8 map, one block", computed, verdict, STRUCTURE)
+    for grid in GRIDS[1:]:
+        percent = visibility(grid, DOCUMENT_RULE)["sees_4_percent"].item()
+        reading, verdict = "every pixel sees the token of some 4 x 4 patch", verdicts.judge(percent, 100)
+        yield Finding(
+            reading, named_map(grid), f"{percent:.1f} %", verdict, MASK,
+            claimed="100 % of the pixels", way=DOCUMENT_RULE, asked_of=BEYOND,
+        )  # fmt: skip
+
+
+@claim(
     {263: "全局 … 全局结构"},
     "The 8 x 8 patches are global: global structure",
     "100 % of the map",
@@ -130,12 +158,19 @@ def patches_projected(measured: Measured) -> Iterator[Finding]:
     test="test_ledger_numbers.py::test_an_8_x_8_patch_is_a_small_part_of_most_maps",
 )
 def patches_global(measured: Measured) -> Iterator[Finding]:
-    """What share of a map a patch covers, and how many pixels see the token of their own."""
+    """What the patches cover, together and each, and how many pixels see a token of them."""
     for grid in GRIDS:
         if 8 in grid.scales:
-            percent = 100 * 8**2 / (grid.height * grid.width)
-            verdict = verdicts.judge(percent, 100)
-            yield Finding("one 8 x 8 patch covers the map", named_map(grid), f"{percent:.1f} %", verdict, MASK)
+            start, stop = grid.span(8)
+            pixels = grid.height * grid.width
+            for words, tokens, asked_of in (
+                ("the 8 x 8 patches together cover", stop - start, SAID),
+                ("one 8 x 8 patch by itself covers", 1, BEYOND),
+            ):
+                percent = 100 * tokens * 8**2 / pixels
+                verdict = verdicts.judge(percent, 100)
+                reading = f"{words} the map"
+                yield Finding(reading, named_map(grid), f"{percent:.1f} %", verdict, MASK, asked_of=asked_of)
     for grid in GRIDS[1:]:
         percent = visibility(grid, DOCUMENT_RULE)["sees_8_percent"].item()
         reading, verdict = "every pixel sees the token of some 8 x 8 patch", verdicts.judge(percent, 100)

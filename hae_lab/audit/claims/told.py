@@ -20,7 +20,10 @@ def tree(rows: pd.DataFrame) -> str:
         for name, readings in claims.groupby("id", sort=False):
             line = str(readings["line"].iloc[0])
             lines.append(f"  {name:{width}}  {line:15}  {_counts(readings['verdict'])}")
-    lines += ["", f"{rows['id'].nunique()} claims in {len(rows)} readings: {_counts(rows['verdict'])}"]
+    lines += [""]
+    for asked_of, readings in rows.groupby("asked_of", sort=False):
+        counts = f"{readings['id'].nunique()} claims in {len(readings)} readings"
+        lines.append(f"{asked_of}: {counts}: {_counts(readings['verdict'])}")
     return "\n".join(lines[1:])
 
 
@@ -41,7 +44,7 @@ def claim(rows: pd.DataFrame, function: str, seconds: float, committed: pd.DataF
     lines = [f"{first['id']} ({where})", f"  {first['original']}", f"  {first['english']}"]
     for row in rows.to_dict("records"):
         lines += ["", f"  {row['verdict']}: {row['computed']}, claimed: {row['claimed']}"]
-        about = f"{row['reading']}; {row['scope']}"
+        about = f"{row['reading']}; {row['scope']}; asked of: {row['asked_of']}"
         lines += [f"    {line}" for line in textwrap.wrap(about, 110)]
         lines += [f"    {'  '.join(_evidence(row))}"]
     same = "the same" if rows.astype(str).equals(committed.astype(str)) else "something else"
