@@ -136,11 +136,14 @@ def write_blank(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()
 
 
 def write_slides(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()) -> list[Path]:
-    """Write a talk of each notebook into `out`, in the place of an older one. Raises `HAELabError` as `find` does."""
-    written = []
+    """Write a talk of each notebook into `out`, in the place of an older one. Raises `HAELabError` as `find` does.
+
+    The talks use the copy of reveal.js that lies in `out`, if one does; else they load it from the network.
+    """
+    written, reveal = [], "reveal.js" if (Path(out) / "reveal.js").is_dir() else None
     for path in find(folder, names):
         with atomic_path(Path(out) / f"{path.stem}.slides.html") as temporary:
-            temporary.write_text(slides.page(read(path)), encoding="utf-8")
+            temporary.write_text(slides.page(read(path), reveal), encoding="utf-8")
         written.append(Path(out) / f"{path.stem}.slides.html")
     return written
 
