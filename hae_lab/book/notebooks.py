@@ -12,7 +12,6 @@ import nbformat
 from nbformat import NotebookNode
 
 from hae_lab.book import slides
-from hae_lab.book.captions import with_captions
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
@@ -74,6 +73,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs. Where
     `metadata.hae_lab.slides` says that the notebook is a talk, each cell has its place in it.
     """
+    from hae_lab.book.captions import with_captions  # which knows every table and figure, and so waits for torch
+
     notebook = nbformat.from_dict(notebook)
     is_talk = bool(notebook.metadata.get("hae_lab", {}).get("slides"))
     number = 0
