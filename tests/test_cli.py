@@ -9,6 +9,7 @@ import pytest
 from hae_lab import HAELabError
 from hae_lab.__main__ import main, parser
 from hae_lab.audit import reproduce
+from hae_lab.audit.clone import root
 from hae_lab.audit.registry import figures
 
 COMMANDS = (
@@ -33,6 +34,22 @@ def test_help_of_every_command_waits_for_no_library():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: hae-lab") == 1 + len(COMMANDS)
     assert all(f"usage: hae-lab {command}" in done.stdout for command in COMMANDS)
+
+
+COPIES = """
+import sys
+from hae_lab.__main__ import main
+
+assert main(["notebooks", "--blank", "02", "--out", sys.argv[1]]) == 0
+slow = {"torch", "pandas", "matplotlib", "scipy"} & set(sys.modules)
+assert not slow, slow
+"""
+
+
+def test_copies_for_class_wait_for_no_library(tmp_path):
+    done = subprocess.run([sys.executable, "-c", COPIES, str(tmp_path)], capture_output=True, text=True, cwd=root())
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["02_build_the_block.ipynb"]
 
 
 def test_no_command_is_left_out_here():

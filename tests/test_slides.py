@@ -94,3 +94,8 @@ def test_any_notebook_becomes_a_talk_by_one_command(tmp_path, capsys):
     assert "scroll" in page
     assert (source / "02_mine.ipynb").read_bytes() == before
     assert page == slides.page(lesson)
+    (tmp_path / "talk" / "reveal.js").mkdir()
+    assert main(command) == 0
+    offline = (tmp_path / "talk" / "02_mine.slides.html").read_text(encoding="utf-8")
+    assert "reveal.js/dist/reveal.css" in offline
+    assert not re.search(r'(src|href)="https?://[^"]*reveal', offline)

@@ -12,7 +12,6 @@ import nbformat
 from nbformat import NotebookNode
 
 from hae_lab.book import slides
-from hae_lab.book.captions import with_captions
 from hae_lab.checks import HAELabError, require
 from hae_lab.files import atomic_path
 
@@ -74,6 +73,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     Code cells are numbered 1..n, and `metadata.hae_lab.source_sha256` says which source made the outputs. Where
     `metadata.hae_lab.slides` says that the notebook is a talk, each cell has its place in it.
     """
+    from hae_lab.book.captions import with_captions  # which knows every table and figure, and so waits for torch
+
     notebook = nbformat.from_dict(notebook)
     is_talk = bool(notebook.metadata.get("hae_lab", {}).get("slides"))
     number = 0
@@ -136,11 +137,14 @@ def write_blank(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()
 
 
 def write_slides(folder: str | Path, out: str | Path, names: tuple[str, ...] = ()) -> list[Path]:
-    """Write a talk of each notebook into `out`, in the place of an older one. Raises `HAELabError` as `find` does."""
-    written = []
+    """Write a talk of each notebook into `out`, in the place of an older one. Raises `HAELabError` as `find` does.
+
+    The talks use the copy of reveal.js that lies in `out`, if one does; else they load it from the network.
+    """
+    written, reveal = [], "reveal.js" if (Path(out) / "reveal.js").is_dir() else None
     for path in find(folder, names):
         with atomic_path(Path(out) / f"{path.stem}.slides.html") as temporary:
-            temporary.write_text(slides.page(read(path)), encoding="utf-8")
+            temporary.write_text(slides.page(read(path), reveal), encoding="utf-8")
         written.append(Path(out) / f"{path.stem}.slides.html")
     return written
 

@@ -30,17 +30,17 @@ def mark(notebook: NotebookNode) -> None:
         cell.metadata["slideshow"] = NotebookNode(slide_type=slide_type(cell))
 
 
-def page(notebook: NotebookNode) -> str:
+def page(notebook: NotebookNode, reveal: str | None = None) -> str:
     """The talk as HTML, with the outputs that the notebook has; slides that are too long scroll.
 
-    It loads reveal.js from the network.
+    It loads reveal.js from the address or folder `reveal`, by default from the network.
     """
     from nbconvert import SlidesExporter
 
     talk = NotebookNode(notebook.copy())
     talk.cells = [NotebookNode(cell | {"metadata": cell.metadata.copy()}) for cell in notebook.cells]
     mark(talk)
-    exporter = SlidesExporter(reveal_scroll=True)
+    exporter = SlidesExporter(reveal_scroll=True, **({"reveal_url_prefix": reveal} if reveal else {}))
     exporter.log.setLevel(logging.ERROR)  # it misses texts for pictures, which their captions are
     html, _ = exporter.from_notebook_node(talk)
     return html
