@@ -297,7 +297,9 @@ def run_reproduce(options: argparse.Namespace) -> None:
 
         for line in rerun(options.out, options.store, fresh=options.fresh):
             print(line)
-    written = reproduce.reproduce(options.out, options.only, progress=True)
+    # a second process would not know what plugins have registered
+    two = (os.cpu_count() or 1) > 1 and not options.plugin
+    written = reproduce.reproduce(options.out, options.only, progress=True, two_processes=two)
     if not options.only:
         for name in readme.PAGES:
             if (options.out / name).exists():

@@ -45,6 +45,18 @@ def test_every_variant_on_every_preset_is_another_config():
     assert len(set(every_config())) == len(VARIANTS) * len(PRESETS)
 
 
+def test_what_is_not_given_is_guided_diffusions_body_with_the_documents_hybrid_blocks():
+    given = {"image_size": 32, "in_channels": 1, "out_channels": 1, "model_channels": 32, "num_res_blocks": 1}
+    found = asdict(HAEConfig(**given, attention_resolutions=(8,)))
+    body = {"channel_mult": (1, 2, 4, 8), "num_heads": 1, "dropout": 0.0, "num_classes": None, "activation": "silu"}
+    body |= dict.fromkeys(("use_scale_shift_norm", "resblock_updown", "use_checkpoint"), False)
+    body |= {"conv_resample": True, "middle_attention": True}
+    slots = {"regions": "linear", "mlp": "gelu", "mlp_ratio": 4, "fusion": "concat", "placement": "upsample"}
+    slots |= {"cnn_branch": True, "transformer_branch": True, "patch_sizes": (1, 4, 8), "mstb_heads": 8}
+    mask = {"mask_rule": "document", "sparsity": 0.9, "mask_seed": 0}
+    assert found == given | {"attention_resolutions": (8,)} | body | slots | mask
+
+
 def test_json_round_trip_gives_an_equal_config():
     for original in every_config():
         assert HAEConfig.from_json(original.to_json()) == original

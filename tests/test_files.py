@@ -1,6 +1,7 @@
 """Files are written whole or not at all, also where the disk is full; one writer at a time holds a place."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,11 @@ def test_what_a_library_says_of_a_full_disk_is_told_in_plain_words(tmp_path, mon
 
     with pytest.raises(RuntimeError, match="stream writer failed"):  # the disk is not to blame
         fail(tmp_path / "a.txt")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 0))
+    usage = shutil._ntuple_diskusage
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 65_536, 65_536))
+    with pytest.raises(RuntimeError, match="stream writer failed"):
+        fail(tmp_path / "a.txt")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 65_535, 65_535))  # below 64 KiB
     with pytest.raises(HAELabError, match=r"cannot write '.*a\.txt': No space left on device"):
         fail(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
@@ -78,6 +83,19 @@ def test_what_the_disk_refuses_is_told_and_what_it_does_not_is_not(tmp_path, num
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
         raise FileNotFoundError(errno.ENOENT, "another file")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no such permissions")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_has_the_permissions_of_a_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "a.txt") as temporary:
+            temporary.write_text("whole")
+        assert os.umask(umask) == umask  # as it was
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o7777 == mode
 
 
 def test_places_are_checked_without_making_anything(tmp_path, monkeypatch):

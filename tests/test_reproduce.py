@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from importlib.metadata import version
+from multiprocessing import active_children
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,7 +23,7 @@ FIGURES = registry.figures()
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    reproduce.reproduce(out)
+    reproduce.reproduce(out, two_processes=True)
     return out
 
 
@@ -109,9 +110,42 @@ def test_every_name_has_its_file_and_no_temporary_stays(made):
     assert {path.name for path in (made / "figures").iterdir()} == vector | {f"{name}.png" for name in FIGURES}
 
 
-def test_two_runs_write_the_same_bytes(made, tmp_path):
+def test_a_second_process_makes_its_tables_meanwhile(monkeypatch, tmp_path):
+    def not_here() -> pd.DataFrame:
+        raise AssertionError("a table of the second process was made in this one")
+
+    monkeypatch.setattr(reproduce, "TABLES", {"impossibility": not_here, "slopes": registry.TABLES["slopes"]})
+    monkeypatch.setattr(reproduce, "APART", ("impossibility",))
+    monkeypatch.setattr(reproduce, "names", lambda: ("impossibility", "slopes"))
+    monkeypatch.setattr(reproduce, "figures", dict)
+    written = reproduce.reproduce(tmp_path, two_processes=True)
+    assert [path.name for path in written] == ["impossibility.csv", "slopes.csv"]
+    for path in written:
+        assert path.read_bytes() == (ROOT / "data" / path.name).read_bytes()
+    assert active_children() == []
+
+
+def wait_for_a_killed_process(data: Path) -> None:
+    with reproduce._second_process(["impossibility"], data) as coming:
+        for child in active_children():
+            child.kill()  # it is still starting
+        coming["impossibility"].result()
+
+
+def test_a_second_process_that_dies_is_an_error_in_one_line(tmp_path):
+    with pytest.raises(HAELabError, match="the second process died"):
+        wait_for_a_killed_process(tmp_path)
+    assert active_children() == []
+
+
+def test_tables_made_apart_are_tables():
+    assert set(registry.APART) < set(registry.TABLES)
+
+
+def test_two_runs_write_the_same_bytes_whatever_process_they_are_in(made, tmp_path):
     figure = next(iter(FIGURES))
-    reproduce.reproduce(tmp_path, only=[figure, "feasibility", "unet_v2"])
+    assert "v3_sweep" in registry.APART
+    reproduce.reproduce(tmp_path, only=[figure, "feasibility", "unet_v2", "v3_sweep"], two_processes=True)
     for folder in ("data", "figures"):
         again = digests(tmp_path / folder)
         assert again.items() <= digests(made / folder).items()

@@ -15,6 +15,7 @@ from hae_lab.presets import VARIANTS, config
 from hae_lab.profilers.backward import MACS, backward_rows
 from hae_lab.profilers.macs import compute, total
 from hae_lab.profilers.memory import memory_rows, totals_of
+from hae_lab.profilers.meta_kernels import Remembering
 from hae_lab.profilers.params import parameter_formulas
 from hae_lab.profilers.steps import StepCall, inference_step, mean_square, prepare, training_step
 
@@ -89,7 +90,7 @@ def _public_row(name: str) -> dict[str, Any]:
 
 def _counter_macs(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """Half of the FLOPs that torch counts, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with Remembering(), FlopCounterMode(display=False) as counter:
         scalar = mean_square(model(x))
         forward = counter.get_total_flops() // 2
         scalar.backward()

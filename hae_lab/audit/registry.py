@@ -99,6 +99,9 @@ SLOW_TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "what_a_model_uses": lesion_tables.what_a_model_uses,
 }
 
+# tables that share no counts with the others, longest first: a second process can make them meanwhile
+APART = ("public_counts", "sample_floor", "counters", "visibility", "v3_sweep", "quality_differences")
+
 
 def mask_rules_figure() -> plots.Chart:
     """Every rule's matrix, and what pixel (5, 7) of a 32 x 32 phantom sees."""

@@ -4,9 +4,13 @@ and of figures in another style, elsewhere.
 `parameter_summary` and `verdict` say in words what the parameter table comes to.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 import pandas as pd
@@ -15,7 +19,7 @@ from tqdm.auto import tqdm
 from hae_lab import plots, tables
 from hae_lab.audit import parameter_tables
 from hae_lab.audit.clone import read_table
-from hae_lab.audit.registry import SLOW_TABLES, TABLES, FigureSource, figures, names
+from hae_lab.audit.registry import APART, SLOW_TABLES, TABLES, FigureSource, figures, names
 from hae_lab.checks import HAELabError, require_name
 from hae_lab.files import atomic_path
 from hae_lab.presets import PRESETS, VARIANTS
@@ -37,19 +41,22 @@ def _summary(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
 
 
-def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = False) -> list[Path]:
+def reproduce(
+    out: str | Path = ".", only: Iterable[str] = (), progress: bool = False, two_processes: bool = False
+) -> list[Path]:
     """Make the tables and figures anew under `out`/data and `out`/figures; return the paths written.
 
     `only` names tables or figures; none means all but `SLOW_TABLES`. A figure shows the file of its table: the one
-    written now, else the committed one. Two runs write the same bytes on one computer.
-    Raises `HAELabError` for an unknown name, before anything is written.
+    written now, else the committed one. Two runs write the same bytes on one computer. With `two_processes` a second
+    one makes the tables of `APART` meanwhile, if all are made; it does not know what was registered in this one.
+    Raises `HAELabError` for an unknown name, before anything is written, and if the second process dies.
     """
     only = set(only)
     chosen = only or set(names())
     for name in sorted(chosen):
         require_name("table or figure", name, names())
-    makers = TABLES | SLOW_TABLES if only else TABLES
-    made = [name for name in makers if name in chosen]
+    made = [name for name in (TABLES | SLOW_TABLES if only else TABLES) if name in chosen]
+    apart = APART if two_processes and not only else ()
     drawn = {name: source for name, source in figures().items() if name in chosen}
     data = Path(out) / "data"
 
@@ -57,17 +64,40 @@ def reproduce(out: str | Path = ".", only: Iterable[str] = (), progress: bool = 
     def rows(name: str) -> pd.DataFrame:
         return tables.read(data / f"{name}.csv") if name in made else read_table(name)
 
-    written = []
-    with tqdm(total=len(made) + len(drawn), disable=not progress, unit="file") as bar:
-        for name in made:
+    bar = tqdm(total=len(made) + len(drawn), disable=not progress, unit="file")
+    with bar, _second_process(apart, data) as coming:
+        for name in sorted(made, key=coming.__contains__):  # its own first
             bar.set_description(name)
-            written.append(tables.write(makers[name](), data / f"{name}.csv"))
+            coming[name].result() if name in coming else write_table(name, data)
             bar.update()
+        written = [data / f"{name}.csv" for name in made]
         for name, source in drawn.items():
             bar.set_description(name)
             written += write_figure(draw(source, rows), Path(out) / "figures" / name, source.vector)
             bar.update()
     return written
+
+
+def write_table(name: str, data: Path) -> Path:
+    """Make a table of the registry and write it into a folder."""
+    return tables.write((TABLES | SLOW_TABLES)[name](), data / f"{name}.csv")
+
+
+@contextmanager
+def _second_process(apart: Sequence[str], data: Path) -> Iterator[dict[str, Future[Path]]]:
+    """The tables that a second process writes meanwhile, in this order; it ends with the block."""
+    if not apart:
+        yield {}
+        return
+    # started anew on every system; whoever interrupts it means this process, which then ends it
+    options = {"mp_context": get_context("spawn"), "initializer": signal, "initargs": (SIGINT, SIG_IGN)}
+    pool = ProcessPoolExecutor(1, **options)
+    try:
+        yield {name: pool.submit(write_table, name, data) for name in apart}
+    except BrokenExecutor:
+        raise HAELabError("the second process died, perhaps for want of memory") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def print_figures(

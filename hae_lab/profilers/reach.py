@@ -77,7 +77,9 @@ def carried_pixels(grid: TokenGrid, tokens: np.ndarray) -> np.ndarray:
 
 def _keys(mask: SparseMask) -> dict[str, Any]:
     rows = mask.grid.n_local
-    if mask.groups == 1:
+    if mask.intervals is not None:  # every pixel sees the same keys
+        keys = np.full(rows, seen_by_any_group(mask, np.arange(1)).sum())
+    elif mask.groups == 1:
         keys = mask.keys_per_query()[:rows]
     else:
         keys = np.concatenate([allowed.sum(axis=1) for _, allowed in _chunks(mask)])
@@ -139,7 +141,7 @@ def _hops_from(mask: SparseMask, start: int) -> np.ndarray:
     """Blocks until each pixel can change the output of one pixel: 0 itself, -1 never; (n_local,)."""
     hops = np.full(mask.grid.n_local, -1)
     hops[start], front, block = 0, np.array([start]), 0
-    while len(front):
+    while len(front) and (hops < 0).any():
         block += 1
         reached = carried_pixels(mask.grid, seen_by_any_group(mask, front))
         front = np.flatnonzero(reached & (hops < 0))

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from hae_lab.checks import HAELabError, require, require_whole
 from hae_lab.family import HAEConfig
 from hae_lab.models import build
+from hae_lab.profilers import meta_kernels
 from hae_lab.profilers.inputs import config_of
 from hae_lab.profilers.tracing import Call, _unchanged, operator_macs, to_meta
 
@@ -302,7 +303,8 @@ def _begun(optimizer: Optimizer | None, trained: Mapping[str, Tensor]) -> torch.
     made = optimizer(list(trained.values()))
     for tensor in trained.values():
         tensor.grad = torch.empty_like(tensor, requires_grad=False)
-    made.step()
+    with meta_kernels.Remembering():
+        made.step()
     made.zero_grad(set_to_none=True)
     return made
 
@@ -424,7 +426,7 @@ class StepRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = operator(*args, **(kwargs or {}))
+        out = meta_kernels.run(operator, args, kwargs or {})
         if self.blind or operator.is_view:
             return out
         call, phase = self._owner(), self._phase()

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hae_lab.checks import HAELabError
+from hae_lab.profilers import meta_kernels
 
 aten = torch.ops.aten
 
@@ -160,7 +161,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = operator(*args, **(kwargs or {}))
+        out = meta_kernels.run(operator, args, kwargs or {})
         if self.running:
             macs = operator_macs(operator, args, out)
             if macs is None:
