@@ -90,8 +90,6 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "claims": lambda: ledger.rows(Measured()),
 }
 
-PARTS_DATA = ("twins", "phantoms")  # of the studies of slots, ratios, masks and patches
-
 # minutes each, of the lesson models: made if they are asked for by name, and by `reproduce --full`
 SLOW_TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "lesion_sweep": lesion_tables.lesion_sweep,
@@ -141,24 +139,11 @@ def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
 
 @dataclass(frozen=True)
 class FigureSource:
-    """What draws a figure, and the tables that go into it, of one data set's runs alone if `data` names it.
-
-    `vector` figures are written as SVG too.
-    """
+    """What draws a figure, and the tables that go into it; `vector` figures are written as SVG too."""
 
     draw: Callable[..., plots.Chart]
     tables: tuple[str, ...]
     vector: bool = False
-    data: str | None = None
-
-
-def on_each(name: str, draw: Callable[..., plots.Chart], table: str) -> dict[str, FigureSource]:
-    """A figure for each data set of the studies of parts, with its name behind those of all but the first."""
-    first, *others = PARTS_DATA
-    return {
-        name: FigureSource(draw, (table,), data=first),
-        **{f"{name}_{data}": FigureSource(draw, (table,), data=data) for data in others},
-    }
 
 
 FIGURES: dict[str, FigureSource] = {
@@ -186,10 +171,10 @@ FIGURES: dict[str, FigureSource] = {
         draw_learning_curves, ("study_variants_curves", "study_variants", "bench_training_cpu")
     ),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
-    **on_each("slot_ladder", plots.slot_ladder, "study_slots"),
-    **on_each("bottleneck_ratio", partial(plots.dose, x="mlp_ratio"), "study_bottleneck"),
-    **on_each("mask_rule_quality", partial(plots.dose, x="mask_rule", cost="macs"), "study_masks"),
-    **on_each("patch_size_quality", partial(plots.dose, x="patch_sizes", cost="macs"), "study_patches"),
+    "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",)),
+    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
+    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
+    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),

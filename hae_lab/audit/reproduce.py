@@ -194,10 +194,7 @@ def _draw_in(
 
 def draw(source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table) -> plots.Chart:
     """A figure of the tables that `rows` gives by name; by default the committed ones."""
-    tables = [rows(name) for name in source.tables]
-    if source.data is not None:
-        tables = [table[table["data"] == source.data] for table in tables]
-    return source.draw(*tables)
+    return source.draw(*(rows(name) for name in source.tables))
 
 
 def write_figure(figure: plots.Chart, stem: Path, vector: bool = False) -> list[Path]:
