@@ -9,12 +9,12 @@ from torch import nn
 
 from hae_lab.audit import verdicts
 from hae_lab.audit.claims.base import STRUCTURE, Evidence, Finding
+from hae_lab.audit.claims.parameters import PRESET
 from hae_lab.audit.parameter_tables import PUBLISHED_CHANGES, PUBLISHED_PRESET
 from hae_lab.models import MSTB, HAEUNet, HybridBlock, build
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample
 from hae_lab.presets import DOCUMENT, config
 
-PRESET = "brats128"
 NARROW = 32  # channels: what stands where is the same at any width
 DESIGN = f"as the document places them ({PRESET})"
 REVISION = f"the published revision, rebuilt ({PUBLISHED_PRESET}; HAE / Lite / V2)"

@@ -8,14 +8,13 @@ from hae_lab.audit.claims.built import (
     ARCHITECTURE,
     COUNTED,
     DESIGN,
-    PRESET,
     REBUILT,
     REVISION,
     blocks_of,
     narrow,
     published_blocks,
 )
-from hae_lab.audit.claims.parameters import one_count
+from hae_lab.audit.claims.parameters import PRESET, one_count
 from hae_lab.audit.measured import Measured
 from hae_lab.audit.parameter_tables import parts_of
 from hae_lab.family import HAEConfig
