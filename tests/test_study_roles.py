@@ -215,3 +215,80 @@ def test_comparisons_say_of_their_own_data_whether_the_controls_are_found():
     ]
     found = comparisons.differences(pd.DataFrame(runs)).set_index("data")["controls"]
     assert found.to_dict() == {"phantoms": "found", "digits": "not found", "twins": "none"}
+
+
+# families and controls, on rows by hand
+
+
+def rows_of(data: str, cells: dict[str, tuple[str, str, str, float]]) -> list[dict]:
+    """Six runs a cell: name -> (variant, role, reference, loss); the losses of a cell wobble by a thousandth."""
+    noise = np.random.default_rng(1).normal(0, 1e-3, (len(cells), 6))
+    return [
+        {"data": data, "cell": cell, "variant": variant, "role": role, "reference": reference, "seed": seed}
+        | {"loss": loss + noise[place, seed], "margin_percent": 3.0}
+        for place, (cell, (variant, role, reference, loss)) in enumerate(cells.items())
+        for seed in range(6)
+    ]
+
+
+QUESTION_OF_TWO = {"v2": ("v2", "question", "", 1.0), "hae": ("hae", "question", "", 1.0)}
+
+
+def test_families_are_the_question_and_cells_at_equal_cost_in_the_order_of_the_rows():
+    equal = {
+        "unet, 37 steps": ("unet", "equal MACs", "hae", 0.9),
+        "v2, wide": ("v2", "equal parameters", "hae", 0.9),
+        "hae, 20 steps": ("hae", "equal time", "v2, wide", 0.9),
+        "hae, 21 steps": ("hae", "equal time", "v2, wide", 0.9),
+    }
+    control = {"narrow": ("hae", "control", "hae", 2.0)}
+    rows = pd.DataFrame(rows_of("phantoms", QUESTION_OF_TWO | equal | control) + rows_of("digits", QUESTION_OF_TWO))
+    found = [(one.data, one.equal, list(one.rows["cell"].unique())) for one in comparisons.families(rows)]
+    assert found == [
+        ("phantoms", "steps", ["v2", "hae"]),
+        ("phantoms", "MACs", ["hae", "unet"]),  # different variants: their names
+        ("phantoms", "parameters", ["v2", "hae"]),  # in the order of the question
+        ("phantoms", "time", ["v2, wide", "hae, 20 steps", "hae, 21 steps"]),  # two of one variant: as they are
+        ("digits", "steps", ["v2", "hae"]),
+    ]
+    assert [len(one.rows) for one in comparisons.families(rows)] == [12, 12, 12, 18, 12]
+
+
+def test_rows_without_roles_are_one_question_a_data_set():
+    rows = pd.DataFrame(rows_of("twins", QUESTION_OF_TWO) + rows_of("digits", QUESTION_OF_TWO))
+    found = list(comparisons.families(rows.drop(columns=["role", "reference"])))
+    assert [(one.data, one.equal, len(one.rows)) for one in found] == [("twins", "steps", 12), ("digits", "steps", 12)]
+    assert comparisons.controls_found(rows.drop(columns=["role", "reference"])) == "none"
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(1.2, "found"), (1.04, "found"), (1.02, "not found"), (1.0, "not found"), (0.8, "not found")],
+)
+def test_a_control_is_found_where_it_is_worse_by_more_than_the_margin(loss, found):
+    rows = pd.DataFrame(rows_of("twins", QUESTION_OF_TWO | {"narrow": ("hae", "control", "hae", loss)}))
+    (effect,) = comparisons.control_effects(rows).to_dict("records")
+    means = rows.groupby("cell")["loss"].mean()
+    assert (effect["data"], effect["first"], effect["second"]) == ("twins", "narrow", "hae")
+    assert effect["mean_difference"] == pytest.approx(means["narrow"] - means["hae"])
+    assert effect["margin_percent"] == 3
+    assert comparisons.controls_found(rows) == comparisons.controls_found(rows, "twins") == found
+    assert comparisons.controls_found(rows, "digits") == "none"
+
+
+def test_all_is_decided_where_every_pair_has_a_verdict_and_every_control_is_found():
+    control = {"narrow": ("hae", "control", "hae", 1.2)}
+    rows = pd.DataFrame(rows_of("twins", QUESTION_OF_TWO | control))
+    assert comparisons.all_decided(rows)  # equal within the margin
+    lost = rows.assign(loss=rows["loss"].where(rows["cell"] != "narrow", 1 + 1e-3 * rows["seed"]))
+    assert not comparisons.all_decided(lost)
+    wild = rows.assign(loss=rows["loss"].where(rows["cell"] != "v2", 1 + 0.2 * (-1.0) ** rows["seed"]))
+    assert not comparisons.all_decided(wild)
+
+
+def test_a_family_whose_metric_was_not_measured_is_left_out():
+    rows = pd.DataFrame(rows_of("twins", QUESTION_OF_TWO) + rows_of("digits", QUESTION_OF_TWO))
+    rows["swd"] = rows["loss"].where(rows["data"] == "digits")
+    assert set(comparisons.differences(rows, "swd")["data"]) == {"digits"}
+    with pytest.raises(HAELabError, match="no comparison"):
+        comparisons.differences(rows[rows["data"] == "twins"], "swd")
