@@ -92,16 +92,21 @@ def to_latex(frame: pd.DataFrame) -> str:
     whole = [types.is_integer_dtype(frame[name]) for name in frame]
     rows = [
         [
-            f"{value:,}" if is_whole and not pd.isna(value) else "".join(LATEX.get(sign, sign) for sign in _cell(value))
+            f"{value:,}" if is_whole and not pd.isna(value) else _escaped(_cell(value))
             for value, is_whole in zip(row, whole, strict=True)
         ]
         for row in frame.astype(object).itertuples(index=False)
     ]
-    head = ["".join(LATEX.get(sign, sign) for sign in name) for name in frame]
+    head = [_escaped(str(name)) for name in frame]
     lines = [" & ".join(cells) + r" \\" for cells in (head, *rows)]
     sides = "".join("r" if is_number else "l" for is_number in numeric)
     rules = (rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule")
     return "\n".join((*rules, r"\end{tabular}", ""))
+
+
+def _escaped(text: str) -> str:
+    """A text as LaTeX prints it."""
+    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> Path:
