@@ -61,6 +61,7 @@ def encoder_local(measured: Measured) -> Iterator[Finding]:
     percent = 100 * (1 - rows.loc[of_attention, "macs_document"].sum() / rows["macs_document"].sum())
     yield Finding(
         "most of its work, half of its MACs or more (our threshold), is that of residual blocks and convolutions",
+        PRESET,
         f"{percent:.1f} % of its MACs",
         verdicts.mostly(percent),
         MACS,
@@ -90,6 +91,7 @@ def encoder_compresses(measured: Measured) -> Iterator[Finding]:
     deepest = model_config.channels[-1] * model_config.sizes[-1] ** 2
     yield Finding(
         "values of its coarsest map",
+        PRESET,
         f"{deepest:,} of the image's {image:,}",
         verdicts.in_order([image, deepest]),
         STRUCTURE,
