@@ -28,7 +28,7 @@ CODE = re.compile(r"\w+ ?=\n?\S+")  # a field and its value
 STAY = {  # names are the same in every language
     *"HAE Lite U-Net MSTB CNN MLP Transformer patch SDPA FlexAttention SiLU GELU GroupNorm LayerNorm Linear".split(),
     *"V2 v3 q1 q2 q3 q4".split(),
-    *"AUROC Holm Page Lu et al AMD EPYC CPU GFLOP GB ms".split(),
+    *"C AUROC Holm Page Lu et al AMD EPYC CPU GFLOP GB ms".split(),
     *"digits twins phantoms".split(),  # data sets
     *"linear pooled concat mean".split(),  # what a slot holds
     *(*RULES, *FIELDS, *PRESETS, *VARIANTS),
