@@ -74,8 +74,16 @@ def test_reproduce_only_writes_there_and_says_where(tmp_path, capsys):
 
 
 def test_reproduce_prints_the_table_and_the_verdict(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "reproduce", lambda out, only, progress: [out / "data" / "made.csv"])
+    def made(out, only, progress, two_processes):
+        in_two.append(two_processes)
+        return [out / "data" / "made.csv"]
+
+    in_two: list[bool] = []
+    monkeypatch.setattr(reproduce, "reproduce", made)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
+    assert main(["--plugin", "json", "reproduce", "--only", "slopes", "--out", str(tmp_path)]) == 0
+    assert in_two == [True, False]  # a second process would not know the plugin
     printed = capsys.readouterr().out
     assert "Parameters in percent of HAE" in printed
     assert "683,777,028" in printed

@@ -1,5 +1,7 @@
 """Tables of work: their sums, the sampling runs, the paper's formula, the variants side by side."""
 
+from fractions import Fraction
+
 import pandas as pd
 import pytest
 
@@ -48,6 +50,19 @@ def test_guidance_doubles_and_steps_multiply():
     rows = table.sampling_rows("cifar32").set_index(["variant", "sampler", "guidance"])["macs_run"]
     assert rows["v2", "DDPM", True] == 2000 * rows["v2", "one step", False]
     assert rows["v2", "DDIM", False] == 25 * rows["v2", "one step", False]
+
+
+def test_the_papers_formula_is_told_a_query_and_channel_at_a_time():
+    rows = table.paper_formula()
+    pixels, width = rows["height"] * rows["width"], rows["channels"]
+    each = pixels * width  # N C: what is left is linear in both
+    assert (rows["macs_dense"] == each * (2 * pixels + 4 * width)).all()
+    exact = [
+        int(count * (Fraction(15, 100) * n + Fraction(375, 100) * c))
+        for count, n, c in zip(each.tolist(), pixels.tolist(), width.tolist(), strict=True)
+    ]
+    assert (rows["macs_reduced"] - exact).abs().max() <= 1  # the table cuts off what floating point has
+    assert rows["macs_dense"].iloc[0] == 71_303_168  # 64 pixels of 512 channels: 64 * 512 * (128 + 2048)
 
 
 def test_the_papers_formula_reaches_ninety_percent_where_the_table_says():

@@ -11,7 +11,7 @@ from scipy import stats
 from study_rows import curve_rows, slot_rows, study_rows
 
 from hae_lab import HAELabError, plots
-from hae_lab.plots.base import CLAIM_COLOUR, PALETTE
+from hae_lab.plots.base import CLAIM_COLOUR, PALETTE, missing_note
 from hae_lab.plots.compute import ACCOUNTS, RULE_COLOURS
 from hae_lab.study import statistics
 
@@ -501,3 +501,9 @@ def test_conclusions_draw_single_seeds_and_the_interval_of_all():
 def test_bad_rows_and_options_are_named(draw, message):
     with pytest.raises(HAELabError, match=message):
         draw()
+
+
+def test_what_was_not_measured_is_named_and_nothing_else():
+    assert missing_note(["hae", "lite", "v2"], ["lite"]) == "not measured: HAE, HAE V2"
+    assert missing_note(["v2"], [], "no time") == "no time: HAE V2"
+    assert missing_note(["v2"], ["v2", "hae"]) == ""
