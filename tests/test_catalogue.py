@@ -127,7 +127,7 @@ def title(many, count):
 
 TABLES = {  # what figures write of their rows, as it stands there
     "gain_shares": ["cell"], "quality_differences": ["first", "second"], "v3": ["variant"],
-    "hybrid_blocks": ["step", "operation"], "study_variants": ["cell"],
+    "hybrid_blocks": ["step", "operation"], "study_variants": ["cell"], "bench_attention_cpu": ["way"],
 }  # fmt: skip
 
 
