@@ -13,16 +13,10 @@ from hae_lab.audit.rerun import studies
 from hae_lab.study import Study, committed
 from hae_lab.tables import from_csv, read, to_csv, write
 
-# trained by version 0.1.0, when weights came from one stream: `reproduce --full` trains them anew
-OLDER = {"samples"}
-
 
 @pytest.mark.parametrize("study", studies(), ids=lambda study: study.name)
 def test_every_committed_row_has_the_key_of_its_run(study):
     rows = read(clone.root() / "data" / f"study_{study.name}.csv")
-    if study.name in OLDER:
-        assert "key" not in rows
-        return
     assert rows.columns[-1] == "key"
     assert rows["key"].tolist() == [run.key for run in study.planned], (
         "what decides a result has changed: if `hae-lab study FILE --verify 3` finds the rows again, renew the keys by "
