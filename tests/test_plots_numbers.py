@@ -505,5 +505,5 @@ def test_bad_rows_and_options_are_named(draw, message):
 
 def test_what_was_not_measured_is_named_and_nothing_else():
     assert missing_note(["hae", "lite", "v2"], ["lite"]) == "not measured: HAE, HAE V2"
-    assert missing_note(["v2"], [], "no time") == "no time: HAE V2"
+    assert missing_note(["v2"], [], "no time: {names}") == "no time: HAE V2"
     assert missing_note(["v2"], ["v2", "hae"]) == ""
