@@ -28,8 +28,8 @@ BATCHES = (1, 3, 8)
 COLD = {
     "unet": ("document",),
     "hae": tuple(RULES),
-    "lite": ("document", "document_shared"),
-    "v2": ("document", "document_shared", "window2d"),
+    "lite": tuple(RULES),
+    "v2": tuple(RULES),
 }
 
 
