@@ -10,7 +10,7 @@ import re
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module, util
 from pathlib import Path
@@ -40,6 +40,13 @@ def users_modules(values: Iterable[Any]) -> list[ModuleType]:
             found[module.__name__] = module
             waiting += list(vars(module).values())
     return [module for name, module in found.items() if name != "__main__"]  # which goes by value anyway
+
+
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a partial, or one within another, calls; any other is its own."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def pieces(part: Any) -> list[Any]:

@@ -1,11 +1,16 @@
 """Workers of a study that are no processes, for tests of its driver; and the command in a process of its own."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import psutil
 from tqdm.auto import tqdm
 
 from hae_lab.parts import ship
@@ -61,3 +66,14 @@ def environment(**more: str) -> dict[str, str]:
     """In which such a process finds the trials of the tests."""
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | more
+
+
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool], seconds: float = 10) -> None:
+    """SIGKILL at the moment when this is so; its workers end by themselves in so many seconds."""
+    while not reached():
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=seconds)[1] == []

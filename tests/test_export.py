@@ -21,16 +21,12 @@ from hae_lab.diffusion.sampling import sample
 from hae_lab.masks import TokenGrid
 from hae_lab.models import load_checkpoint
 from hae_lab.models.attention import KERNELS, SparseMultiheadAttention
+from hae_lab.presets import DOCUMENT
 from hae_lab.rules import RULES, mask_for
 
 BATCHES = (1, 3, 8)
-# every variant, every rule; a map large enough for every kernel
-COLD = {
-    "unet": ("document",),
-    "hae": tuple(RULES),
-    "lite": tuple(RULES),
-    "v2": tuple(RULES),
-}
+# a map of 48 pixels is large enough for every kernel
+COLD = {"unet": ("document",)} | dict.fromkeys(DOCUMENT, tuple(RULES))  # every variant, every rule
 
 
 def model_of(variant: str, rule: str = "document", **changes) -> nn.Module:

@@ -1,18 +1,15 @@
 """`reproduce --full`: says the cost, runs what is missing, writes whole studies only, and survives to be killed."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from study_trials import MARKS
-from study_workers import environment
+from study_workers import environment, kill_when
 
 from hae_lab import HAELabError
 from hae_lab.audit import clone, rerun
@@ -136,24 +133,13 @@ def full(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(script)], cwd=folder, env=variables, stdout=subprocess.DEVNULL)
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """SIGKILL at the moment when this is so; the workers end by themselves."""
-    while not reached():
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert psutil.wait_procs(workers, timeout=30)[1] == []
-
-
 @pytest.mark.slow
 def test_killed_in_a_study_and_in_a_lesson_it_ends_with_the_same_tables(small_clone):
     killed, straight = small_clone("killed"), small_clone("straight")
     marks = killed / "marks"
-    kill_when(full(killed), lambda: len(os.listdir(marks)) >= 8)  # of 12: in the second study
+    kill_when(full(killed), lambda: len(os.listdir(marks)) >= 8, 30)  # of 12: in the second study
     assert [path.name for path in (killed / "data").iterdir()] == ["study_slots.csv"]
-    kill_when(full(killed), lambda: any(killed.glob(f"runs/lessons/*/v2/{STATE}")))
+    kill_when(full(killed), lambda: any(killed.glob(f"runs/lessons/*/v2/{STATE}")), 30)
     assert not (killed / "data" / "lessons.csv").exists()
     for folder in (killed, straight):
         assert full(folder).wait(300) == 0

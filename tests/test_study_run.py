@@ -1,18 +1,15 @@
 """Studies run on this computer: nothing runs twice, and nothing that dies or fails takes the others with it."""
 
 import json
-import signal
 import subprocess
-import time
 from concurrent.futures import ALL_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from study_trials import MARKS
-from study_workers import Here, command, drive, environment
+from study_workers import Here, command, drive, environment, kill_when
 
 from hae_lab import HAELabError
 from hae_lab.__main__ import main
@@ -232,14 +229,8 @@ def test_a_killed_driver_repeats_nothing_and_ends_with_the_same_tables(tmp_path,
     file = tmp_path / "crash.toml"
     file.write_text(TOML)
     study, store = Study.from_toml(file, trust=True), tmp_path / "s.sqlite"
-    first = start(file, tmp_path, marks)
-    while len(list(marks.iterdir())) < 3:
-        assert first.poll() is None
-        time.sleep(0.05)
-    workers = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []  # nobody goes on beside the next driver
+    # nobody goes on beside the next driver
+    kill_when(start(file, tmp_path, marks), lambda: len(list(marks.iterdir())) >= 3)
     before = study.log(store)
     assert set(before["status"]) == {"ok"}
 

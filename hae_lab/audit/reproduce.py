@@ -7,7 +7,7 @@ and of figures in another style, elsewhere.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
@@ -23,6 +23,7 @@ from hae_lab.audit.registry import APART, SLOW_TABLES, TABLES, FigureSource, fig
 from hae_lab.checks import HAELabError, require_name
 from hae_lab.files import atomic_path
 from hae_lab.presets import PRESETS, VARIANTS
+from hae_lab.sources import unwrapped
 
 ROW_FORMATS = {"csv": tables.to_csv, "tex": tables.to_latex}  # of the rows that a figure draws
 
@@ -36,9 +37,7 @@ def listed() -> str:
 
 def _summary(function: Callable[..., Any]) -> str:
     """The first line of what a function says about itself."""
-    while isinstance(function, partial):
-        function = function.func
-    return (function.__doc__ or "").strip().split("\n")[0]
+    return (unwrapped(function).__doc__ or "").strip().split("\n")[0]
 
 
 def reproduce(

@@ -6,7 +6,6 @@ of data/ the picture is drawn, or that it is computed in the notebook.
 
 import ast
 from collections.abc import Callable, Iterator
-from functools import partial
 from html import escape
 from importlib import import_module
 from typing import Any
@@ -16,6 +15,7 @@ from nbformat.v4 import new_output
 
 from hae_lab.audit.registry import SLOW_TABLES, TABLES, figures
 from hae_lab.book.provenance import Provenance, function_name, of_figure, of_table
+from hae_lab.sources import unwrapped
 
 MARK = '<small class="hae-from">'
 HERE = "computed in this notebook"
@@ -52,8 +52,8 @@ def caption(shown: ast.AST, imported: dict[str, Any], made: dict[str, list[ast.A
     """The line of an expression, with the names that were imported and made before it."""
     calls = list(_calls(shown, made, set()))
     functions = [found for call in calls if (found := _function(call.func, imported)) is not None]
-    drawn = [name for name, source in figures().items() if _inner(source.draw) in functions]
-    tables = {name: _inner(make) for name, make in (TABLES | SLOW_TABLES).items()}
+    drawn = [name for name, source in figures().items() if unwrapped(source.draw) in functions]
+    tables = {name: unwrapped(make) for name, make in (TABLES | SLOW_TABLES).items()}
     files = tuple(dict.fromkeys([*_read(calls), *(name for name, make in tables.items() if make in functions)]))
     exact = [name for name in drawn if set(figures()[name].tables) == set(files)]
     if exact:
@@ -136,12 +136,6 @@ def _function(node: ast.AST, imported: dict[str, Any]) -> Callable[..., Any] | N
     home = getattr(found, "__module__", "") or ""
     told = callable(found) and home.startswith("hae_lab.") and not home.startswith("hae_lab.book")
     return found if told and getattr(found, "__name__", "") != "read_table" else None
-
-
-def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, partial):
-        function = function.func
-    return function
 
 
 def _read(calls: list[ast.Call]) -> list[str]:

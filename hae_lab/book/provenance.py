@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import FunctionType, ModuleType
 
 from hae_lab.audit.clone import committed_path, read_table
 from hae_lab.audit.registry import SLOW_TABLES, TABLES, figures
 from hae_lab.audit.seconds import FILE
 from hae_lab.checks import require_name
+from hae_lab.sources import unwrapped
 
 WORDS = {
     "en": {"seconds": "{seconds} s to make", "less": "under {seconds} s to make", "committed": "measured before"},
@@ -53,8 +53,7 @@ def of_table(name: str) -> Provenance:
 
 def function_name(function: Callable[..., object]) -> str:
     """Where a function is at home, without the package; of what wraps one, that one."""
-    while isinstance(function, partial):
-        function = function.func
+    function = unwrapped(function)
     if function.__name__ == "<lambda>":  # it only hands the measured tables on: the function that it calls says more
         return function_name(_called(function))
     return f"{function.__module__}.{function.__qualname__}".removeprefix("hae_lab.")

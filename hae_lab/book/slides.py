@@ -3,6 +3,7 @@
 import logging
 import re
 
+import nbformat
 from nbformat import NotebookNode
 
 EXERCISES = {"stub", "solution", "check"}  # tags of cells that a talk leaves out
@@ -37,8 +38,7 @@ def page(notebook: NotebookNode, reveal: str | None = None) -> str:
     """
     from nbconvert import SlidesExporter
 
-    talk = NotebookNode(notebook.copy())
-    talk.cells = [NotebookNode(cell | {"metadata": cell.metadata.copy()}) for cell in notebook.cells]
+    talk = nbformat.from_dict(notebook)  # a copy
     mark(talk)
     exporter = SlidesExporter(reveal_scroll=True, **({"reveal_url_prefix": reveal} if reveal else {}))
     exporter.log.setLevel(logging.ERROR)  # it misses texts for pictures, which their captions are

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from hae_lab.checks import require
-from hae_lab.plots.base import PALETTE, REFERENCE, SIZE, Chart, chart, legend_outside, new_chart
+from hae_lab.plots.base import PALETTE, SIZE, Chart, chart, legend_outside, new_chart, version_of
 from hae_lab.plots.catalogue import say, say_list
 from hae_lab.plots.verdicts import (
     Row,
@@ -17,7 +17,7 @@ from hae_lab.plots.verdicts import (
     short_ticks,
     winner_and_loser,
 )
-from hae_lab.presets import CONTROL, DOCUMENT, variant_title
+from hae_lab.presets import CONTROL, DOCUMENT
 from hae_lab.study import statistics
 from hae_lab.study.comparisons import NOT_FOUND
 from hae_lab.study.equivalence import CANNOT_TELL, EQUAL
@@ -65,8 +65,7 @@ def _row_name(row: Row) -> str:
 
 
 def _short(cell: str) -> str:
-    title = variant_title(cell)
-    return title.removeprefix(f"{variant_title(REFERENCE)} ").removesuffix(" (control)")
+    return version_of(cell).removesuffix(" (control)")
 
 
 def _places(data: pd.Series) -> Callable[[pd.Series], pd.Series]:

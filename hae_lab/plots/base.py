@@ -117,9 +117,14 @@ def title_of(name: str) -> str:
     return say(variant_title(name))
 
 
+def version_of(name: str) -> str:
+    """A variant's title without the family's: "Lite" for "HAE Lite"."""
+    return variant_title(name).removeprefix(f"{variant_title(REFERENCE)} ")
+
+
 def short_title(name: str) -> str:
-    """A version in a sentence that is about HAE: "Lite" for "HAE Lite"."""
-    return say(variant_title(name).removeprefix(f"{variant_title(REFERENCE)} "))
+    """A version in a sentence that is about HAE, in the language of now."""
+    return say(version_of(name))
 
 
 def has_blocks(name: str) -> bool:
