@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 from hae_lab import plots
-from hae_lab.audit.gain_tables import gain_shares
+from hae_lab.audit.gain_tables import gain_shares, mean_distance_px
 from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.bounds import loss_bounds
+from hae_lab.diffusion.patterns import PATTERNS, twins
 from hae_lab.plots.gains import AT_COST
 from hae_lab.plots.verdicts import KNOWN_WORSE
 
@@ -85,10 +86,63 @@ def test_the_picture_draws_every_share_with_its_interval(rows):
     plt.close(figure)
 
 
+@pytest.mark.parametrize(("name", "side", "apart"), [("twins", 16, 8), ("twins_middle", 16, 4), ("twins_near", 32, 2)])
+def test_a_copy_lies_as_far_as_its_pattern_says(name, side, apart):
+    assert mean_distance_px(PATTERNS[name](side)) == apart
+    image = PATTERNS[name](side).draw(1, seed=3).images[0, 0]
+    assert bool((image[:, :apart] == image[:, apart : 2 * apart]).all())
+
+
+def test_copies_at_different_distances_count_by_their_mean():
+    # mirrored, 16 pixels wide: columns of 2 pixels meet their like 14, 10, 6 and 2 pixels away
+    assert mean_distance_px(twins(16, mirrored=True)) == pytest.approx((14 + 10 + 6 + 2) / 4)
+    # a cell of 4 x 4 pixels, and one of 2 x 2 at the lower right: by hand, bit by bit
+    apart = [
+        np.hypot(8 + 2 * row + 0.5 - (4 * row + 1.5), 12 + 2 * column + 0.5 - (4 * column + 1.5))
+        for row in range(4)
+        for column in range(2)
+    ]
+    assert mean_distance_px(PATTERNS["scales"](16)) == pytest.approx(np.mean(apart))
+
+
+@pytest.fixture
+def by_distance(rows) -> pd.DataFrame:
+    """Three distances, far ones first; the farther the copy, the higher the loss."""
+    parts = [
+        table(reach=rows.assign(data=data, loss=rows["loss"] + apart / 1000)).assign(apart_px=apart)
+        for data, apart in (("twins", 8.0), ("twins_middle", 4.0), ("twins_near", 2.0))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_picture_by_distance_draws_each_share_at_its_distance(by_distance):
+    figure = plots.gain_by_distance(by_distance)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "4", "8"]
+    assert len(ax.containers) == 2  # no control, and nothing at equal cost
+    for cell, drawn in zip(("unet", "hae"), ax.containers, strict=True):
+        here = by_distance[by_distance["cell"] == cell].sort_values("apart_px")
+        assert drawn.lines[0].get_color() == plots.variant_colour(cell)
+        assert drawn.lines[0].get_ydata().tolist() == pytest.approx(here["gain_share_mean"].tolist())
+        assert np.round(drawn.lines[0].get_xdata().astype(float)).tolist() == [0, 1, 2]
+        ends = np.array([segment[:, 1] for segment in drawn.lines[2][0].get_segments()])
+        assert ends == pytest.approx(here[["gain_share_ci_low", "gain_share_ci_high"]].to_numpy())
+    places = [drawn.lines[0].get_xdata()[0] for drawn in ax.containers]
+    assert places[1] - places[0] > 0.2  # no interval behind another
+    title = figure.get_suptitle().replace("\n", " ")
+    # the losses of hae are 0.0343 + 0.002 and + 0.008, those of unet 0.037
+    shares = [(OWN - loss) / (OWN - SHARED) for loss in (0.103 / 3 + 0.002, 0.103 / 3 + 0.008, 0.039, 0.045)]
+    assert "2 → 8 pixels away: HAE {:.2f} → {:.2f}; U-Net (control) {:.2f} → {:.2f}".format(*shares) in title
+    plt.close(figure)
+
+
 def test_the_committed_table_follows_from_the_committed_rows():
     measured = Measured()
-    committed = measured.read("gain_shares").query("study == 'twins'").set_index("cell")
-    runs = measured.studies["twins"]
-    for cell, losses in runs.groupby("cell")["loss"]:
-        share = (OWN - losses.mean()) / (OWN - SHARED)
-        assert committed.loc[cell, "gain_share_mean"] == pytest.approx(share, abs=1e-4)
+    committed = measured.read("gain_shares").set_index(["study", "data", "cell"])
+    for study in committed.index.unique("study"):
+        for (data, cell), losses in measured.studies[study].groupby(["data", "cell"])["loss"]:
+            if data in PATTERNS:
+                bounds = loss_bounds(data)
+                least, most = bounds.shared["loss"], bounds.own["loss"]
+                share = (most - losses.mean()) / (most - least)
+                assert committed.loc[(study, data, cell), "gain_share_mean"] == pytest.approx(share, abs=1e-4)

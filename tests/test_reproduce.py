@@ -171,6 +171,16 @@ def test_figures_show_the_rows_they_are_given():
     assert {(row.lite_percent, row.v2_percent) for row in rows.itertuples()} <= drawn
 
 
+def test_a_figure_of_one_data_set_is_given_its_runs_alone():
+    given = pd.DataFrame({"data": ["twins", "phantoms", "twins"], "loss": [1, 2, 3]})
+    seen = []
+    source = registry.FigureSource(lambda rows: seen.append(rows["loss"].tolist()), ("any",), data="twins")
+    reproduce.draw(source, lambda name: given)
+    assert seen == [[1, 3]]
+    names = [name for name in registry.FIGURES if name.startswith("slot_ladder")]
+    assert [registry.FIGURES[name].data for name in names] == ["twins", "phantoms"]
+
+
 def test_bars_of_the_parameter_table_have_the_heights_of_the_rows():
     rows = registry.TABLES["parameter_table"]()
     figure = plots.parameter_table(rows)

@@ -1,10 +1,11 @@
 """How much of what can be gained the trained models gain, on images whose least loss is known."""
 
+import numpy as np
 import pandas as pd
 
 from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.bounds import loss_bounds
-from hae_lab.diffusion.patterns import PATTERNS
+from hae_lab.diffusion.patterns import PATTERNS, Pattern
 from hae_lab.study import statistics
 from hae_lab.study.grid import QUESTION
 
@@ -25,6 +26,15 @@ def gain_shares(measured: Measured) -> pd.DataFrame:
         if data in PATTERNS
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, *SHARES.values()])
+
+
+def mean_distance_px(pattern: Pattern) -> float:
+    """How far apart the two cells that show a bit are, middle to middle, in pixels; the mean over the bits."""
+    rows, columns = np.indices(pattern.cells.shape)
+    shown = pd.DataFrame({"bit": pattern.bits.ravel(), "cell": pattern.cells.ravel(), "y": rows.ravel()})
+    shown = shown.assign(x=columns.ravel()).query("bit >= 0")
+    middles = shown.groupby(["bit", "cell"]).mean().groupby("bit")  # two rows a bit
+    return float(np.hypot(*(middles.last() - middles.first()).to_numpy().T).mean())
 
 
 def _of_data(study: str, data: str, rows: pd.DataFrame) -> pd.DataFrame:

@@ -26,9 +26,10 @@ from hae_lab.audit.claims import ledger
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured, of_one_computer
 from hae_lab.diffusion.data import phantoms
+from hae_lab.diffusion.patterns import PATTERNS
 from hae_lab.explorer import MaskExplorerModel
 from hae_lab.masks import TokenGrid
-from hae_lab.presets import DOCUMENT, VARIANTS
+from hae_lab.presets import DOCUMENT, PRESETS, VARIANTS
 from hae_lab.profilers import anatomy, counters
 from hae_lab.profilers.reach import visibility
 from hae_lab.rules import RULES
@@ -125,9 +126,16 @@ def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
     return plots.roofline(of_one_computer(step))
 
 
-def draw_gain_shares(rows: pd.DataFrame) -> plots.Chart:
-    """The shares of the study of twins."""
-    return plots.gain_shares(rows[rows["study"] == "twins"])
+def draw_gain_shares(rows: pd.DataFrame, study: str = "twins") -> plots.Chart:
+    """The shares of one study on one data set."""
+    return plots.gain_shares(rows[rows["study"] == study])
+
+
+def draw_reach(rows: pd.DataFrame) -> plots.Chart:
+    """The shares of the study of reach, whose images are those of `lesson16`, by the distance of a cell's copy."""
+    rows, size = rows[rows["study"] == "reach"], PRESETS["lesson16"]["image_size"]
+    apart = {data: gain_tables.mean_distance_px(PATTERNS[data](size)) for data in rows["data"].unique()}
+    return plots.gain_by_distance(rows.assign(apart_px=rows["data"].map(apart)))
 
 
 def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
@@ -139,11 +147,25 @@ def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
 
 @dataclass(frozen=True)
 class FigureSource:
-    """What draws a figure, and the tables that go into it; `vector` figures are written as SVG too."""
+    """What draws a figure, and the tables that go into it, of one data set's runs alone if `data` names it.
+
+    `vector` figures are written as SVG too.
+    """
 
     draw: Callable[..., plots.Chart]
     tables: tuple[str, ...]
     vector: bool = False
+    data: str | None = None
+
+
+def on_each(
+    name: str, draw: Callable[..., plots.Chart], table: str, data: tuple[str, ...] = ("twins", "phantoms")
+) -> dict[str, FigureSource]:
+    """A figure for each data set of a study, with its name behind those of all but the first."""
+    return {
+        name if place == 0 else f"{name}_{each}": FigureSource(draw, (table,), data=each)
+        for place, each in enumerate(data)
+    }
 
 
 FIGURES: dict[str, FigureSource] = {
@@ -165,16 +187,19 @@ FIGURES: dict[str, FigureSource] = {
     "quality_verdicts": FigureSource(plots.quality_verdicts, ("quality_differences",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
+    "quality_forest_mri": FigureSource(plots.forest, ("study_mri",)),
     "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
+    "gain_shares_scales": FigureSource(partial(draw_gain_shares, study="scales"), ("gain_shares",)),
+    "gain_by_distance": FigureSource(draw_reach, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
     "learning_curves": FigureSource(
         draw_learning_curves, ("study_variants_curves", "study_variants", "bench_training_cpu")
     ),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
-    "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",)),
-    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
-    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
-    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
+    **on_each("slot_ladder", plots.slot_ladder, "study_slots"),
+    **on_each("bottleneck_ratio", partial(plots.dose, x="mlp_ratio"), "study_bottleneck"),
+    **on_each("mask_rule_quality", partial(plots.dose, x="mask_rule", cost="macs"), "study_masks"),
+    **on_each("patch_size_quality", partial(plots.dose, x="patch_sizes", cost="macs"), "study_patches"),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),

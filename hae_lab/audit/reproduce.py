@@ -193,7 +193,10 @@ def _draw_in(
 
 def draw(source: FigureSource, rows: Callable[[str], pd.DataFrame] = read_table) -> plots.Chart:
     """A figure of the tables that `rows` gives by name; by default the committed ones."""
-    return source.draw(*(rows(name) for name in source.tables))
+    tables = [rows(name) for name in source.tables]
+    if source.data is not None:
+        tables = [table[table["data"] == source.data] for table in tables]
+    return source.draw(*tables)
 
 
 def write_figure(figure: plots.Chart, stem: Path, vector: bool = False) -> list[Path]:

@@ -7,7 +7,7 @@ from hae_lab.plots.attention import attention_heads
 from hae_lab.plots.base import Chart, only, variant_colour
 from hae_lab.plots.compute import attention_speed_up, density_and_reach, macs_by_level, macs_by_part, variants_together
 from hae_lab.plots.costs import learning_curves, pareto
-from hae_lab.plots.gains import gain_shares
+from hae_lab.plots.gains import gain_by_distance, gain_shares
 from hae_lab.plots.images import image_grid
 from hae_lab.plots.ledger import claims_overview
 from hae_lab.plots.lesions import lesions_found, what_a_model_needs
@@ -47,6 +47,7 @@ __all__ = [
     "dose",
     "feasibility",
     "forest",
+    "gain_by_distance",
     "gain_shares",
     "hybrid_blocks",
     "image_grid",
