@@ -10,6 +10,7 @@ from torch import nn
 from hae_lab.audit import verdicts
 from hae_lab.audit.baselines import document_mask_loop
 from hae_lab.audit.claims.base import BEYOND, EXPRESSION, MASK, REACH, SAID, STRUCTURE, Evidence, Finding, claim, listed
+from hae_lab.audit.claims.quality import readings_without
 from hae_lab.audit.claims.scales import DOCUMENT_RULE, GRIDS, LARGEST_MAP, MASKS, branches, named_map
 from hae_lab.audit.claims.tried import CHANNELS, CLOSE, error_of, in_words
 from hae_lab.audit.measured import Measured
@@ -219,6 +220,9 @@ def local_and_global(measured: Measured) -> Iterator[Finding]:
             reading, _lesson(row), f"{_loss(row)} without", verdict, EXPRESSION,
             claimed="a loss without", evidence=evidence, asked_of=BEYOND,
         )  # fmt: skip
+    whole, piece = "hae, body without attention", "HAE, no Transformer, body without attention"
+    reading = "trained, the Transformer helps to relate a cell to its copy elsewhere"
+    yield from readings_without(measured, "reach", piece, whole, reading, "gain_by_distance")
 
 
 def _farthest(grid: TokenGrid) -> int:

@@ -200,6 +200,20 @@ def readings_kept(measured: Measured, slot: str, reading: str) -> Iterator[Findi
         yield replace(found, evidence=evidence)
 
 
+def readings_without(
+    measured: Measured, study: str, piece: str, whole: str, reading: str, figure: str
+) -> Iterator[Finding]:
+    """Whether trained models are better than the same without a piece: the loss, on each data set of a study."""
+    rows = measured.once(quality_tables.quality_differences)
+    rows = rows[(rows["study"] == study) & (rows["metric"] == "loss")]
+    evidence = Evidence(NOTEBOOK, figure, TABLE, PAIRS_TEST)
+    for _, pair in rows[(rows["first"] == piece) & (rows["second"] == whole)].groupby(FAMILY, sort=False):
+        row = pair.iloc[0].to_dict()
+        found = verdicts.first_of_pair(row, whole)
+        each = _finding(reading, _where(row, pair), _in_words(pair), found, row["controls"])
+        yield replace(each, claimed="better than without", evidence=evidence)
+
+
 def _slot_effects(measured: Measured) -> pd.DataFrame:
     return quality_tables.slot_effects(measured.slots)
 

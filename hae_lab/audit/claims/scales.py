@@ -7,6 +7,7 @@ import torch
 
 from hae_lab.audit import parameter_tables, verdicts
 from hae_lab.audit.claims.base import BEYOND, MASK, REACH, SAID, STRUCTURE, Finding, claim, listed
+from hae_lab.audit.claims.quality import readings_without
 from hae_lab.audit.measured import Measured
 from hae_lab.masks import TokenGrid
 from hae_lab.models import (
@@ -75,6 +76,9 @@ def three_scales(measured: Measured) -> Iterator[Finding]:
             REACH,
             way="document",
         )
+    whole, piece = "hae, body without attention", "HAE, no regional tokens, body without attention"
+    reading = "trained, tokens of patches help where one object is there at two scales"
+    yield from readings_without(measured, "scales", piece, whole, reading, "gain_shares_scales")
 
 
 def _scales_seen(grid: TokenGrid) -> list[int]:
