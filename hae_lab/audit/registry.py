@@ -158,16 +158,6 @@ class FigureSource:
     data: str | None = None
 
 
-def on_each(
-    name: str, draw: Callable[..., plots.Chart], table: str, data: tuple[str, ...] = ("twins", "phantoms")
-) -> dict[str, FigureSource]:
-    """A figure for each data set of a study, with its name behind those of all but the first."""
-    return {
-        name if place == 0 else f"{name}_{each}": FigureSource(draw, (table,), data=each)
-        for place, each in enumerate(data)
-    }
-
-
 FIGURES: dict[str, FigureSource] = {
     "claims_overview": FigureSource(plots.claims_overview, ("claims",)),
     "parameter_table": FigureSource(plots.parameter_table, ("parameter_table",)),
@@ -196,10 +186,11 @@ FIGURES: dict[str, FigureSource] = {
         draw_learning_curves, ("study_variants_curves", "study_variants", "bench_training_cpu")
     ),
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
-    **on_each("slot_ladder", plots.slot_ladder, "study_slots"),
-    **on_each("bottleneck_ratio", partial(plots.dose, x="mlp_ratio"), "study_bottleneck"),
-    **on_each("mask_rule_quality", partial(plots.dose, x="mask_rule", cost="macs"), "study_masks"),
-    **on_each("patch_size_quality", partial(plots.dose, x="patch_sizes", cost="macs"), "study_patches"),
+    "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",), data="twins"),
+    "slot_ladder_phantoms": FigureSource(plots.slot_ladder, ("study_slots",), data="phantoms"),
+    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
+    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
+    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),

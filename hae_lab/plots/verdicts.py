@@ -148,7 +148,9 @@ def differing(differences: pd.DataFrame) -> list[Row]:
 
 
 def study_title(title: str, rows: pd.DataFrame) -> str:
-    """A title of a figure of a study's rows, which are void if the study does not find its controls."""
+    """A title of a figure of a study's rows: of which data, and void if the study does not find its controls."""
+    data = list(rows["data"].unique()) if "data" in rows else []
+    title = say("{data}: {title}", data=data[0], title=title) if len(data) == 1 else title
     void = comparisons.controls_found(rows) == comparisons.NOT_FOUND
     return say("Void, for a control that is known to be worse was not found: {title}", title=title) if void else title
 
