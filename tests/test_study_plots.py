@@ -293,6 +293,7 @@ def test_ladder_names_the_slot_that_matters(pooled, title):
 def test_ladder_names_the_slots_that_do_not_matter():
     same = "In held-out loss, regions, mlp_ratio and fusion do not matter within 2 % (5 seeds)"
     assert title_of(plots.slot_ladder(slot_rows())) == same
+    assert title_of(plots.slot_ladder(slot_rows().assign(data="digits"))) == f"digits: {same}"
     one = title_of(plots.slot_ladder(slot_rows(pooled=0.0093)))
     assert one.startswith(
         "In held-out loss, regions = linear is better by 9.8 % and mlp_ratio and fusion do not matter"

@@ -18,6 +18,7 @@ from hae_lab.study.equivalence import EQUAL
 
 FAMILY = ["study", "data", "equal"]
 NOTEBOOK, FIGURE, TABLE = "09_ablation_study", "quality_verdicts", "quality_differences"
+LADDERS = {"twins": "slot_ladder", "phantoms": "slot_ladder_phantoms"}  # figures of the slots, by data
 SLOTS_TEST = "test_quality_numbers.py::test_slot_effects_are_those_of_statsmodels"
 BOTH_HALVES = "HAE, encoder too"  # a cell of the studies: blocks in place of all attention
 METRICS = {"loss": "held-out loss", "swd": "sliced Wasserstein distance of samples"}
@@ -195,7 +196,7 @@ def readings_kept(measured: Measured, slot: str, reading: str) -> Iterator[Findi
     effects = measured.once(_slot_effects)
     for row in effects[effects["factor"] == slot].to_dict("records"):
         scope = f"{row['data']}, study slots, {row['n_seeds']} seeds"
-        evidence = Evidence(NOTEBOOK, "slot_ladder", "slot_effects", SLOTS_TEST)
+        evidence = Evidence(NOTEBOOK, LADDERS[row["data"]], "slot_effects", SLOTS_TEST)
         found = _finding(reading, scope, _pair_in_words(row), verdicts.kept(row, row["first"]), row["controls"])
         yield replace(found, evidence=evidence)
 
