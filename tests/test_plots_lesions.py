@@ -46,6 +46,20 @@ def test_bars_are_the_growth_of_the_loss():
     assert {"+0.02 %", "+20.0 %", "+22.0 %"} <= {text.get_text() for text in ax.texts}
 
 
+def test_a_growth_is_written_right_of_its_interval_and_of_zero():
+    figure = plots.what_a_model_needs(uses_rows(tokens_swapped=0.02, mask_redrawn=-3.0))
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    centres = [place + shift for shift in (-0.8 / 3, 0, 0.8 / 3) for place in range(len(CHANGES))]
+    assert [text.xy[1] for text in ax.texts] == pytest.approx(centres)
+    ends = {text.get_text(): text.xy[0] for text in ax.texts}
+    assert (ends["-3.0 %"], ends["+0.02 %"], ends["+20.0 %"]) == pytest.approx((0, 0.72, 20.7))
+    for text in ax.texts:  # 6 points to the right
+        assert text.get_window_extent().x0 > ax.transData.transform(text.xy)[0]
+    low, high = ax.get_xlim()
+    assert (low, high) == pytest.approx((1.1 * -3.5, 1.2 * 22.7))
+
+
 @pytest.mark.parametrize(
     ("percents", "start"),
     [
