@@ -34,7 +34,10 @@ SUITES = {
     "plots/gains": ("test_gains",),
     "plots/lesions": ("test_plots_lesions",),
     "plots/answers": ("test_study_answers",),
-    "plots/searches": ("test_v3::test_the_figure_shows_the_rows",),
+    "plots/searches": (
+        "test_v3::test_the_figure_shows_the_rows",
+        "test_v3::test_every_mark_of_the_figure_stands_in_the_row_of_its_model",
+    ),
     "plots/rooflines": (
         "test_layer_times::test_the_title_says_the_point_from_the_rows",
         "test_layer_times::test_the_roof_rises_with_the_memory_up_to_the_peak",

@@ -11,6 +11,7 @@ from study_rows import curve_rows, slot_rows, study_rows
 
 from hae_lab import HAELabError, plots
 from hae_lab.plots.ablations import ladder
+from hae_lab.plots.base import PALETTE
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.study import statistics
 
@@ -230,6 +231,17 @@ def test_pareto_draws_the_dominated_hollow():
     figure = plots.pareto(study_rows(gaps={"hae": 0.01}), costs=("params",))
     fills = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() in "osD^"]
     assert [fill == "white" for fill in fills] == [False, True, False, False]
+
+
+def test_a_cell_has_the_colour_of_its_variant_or_rule_and_any_other_a_spare_one():
+    cells = ("unet", "hae", "v2", "document_shared", "mine", "yours")
+    (ax,) = plots.pareto(study_rows(cells), costs=("params",)).axes
+    drawn = [bars.lines[0].get_color() for bars in ax.containers]
+    assert drawn[:4] == [*map(plots.variant_colour, cells[:3]), RULE_COLOURS["document_shared"]]
+    assert set(drawn[4:]) <= set(PALETTE) - set(drawn[:4])
+    assert len(set(drawn)) == 6
+    chosen = plots.pareto(study_rows(cells), costs=("params",), palette={"mine": "#123456"}).axes[0]
+    assert chosen.containers[4].lines[0].get_color() == "#123456"
 
 
 def test_pareto_knows_that_auroc_is_better_when_higher():
