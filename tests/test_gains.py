@@ -90,7 +90,7 @@ def test_the_picture_reaches_a_tenth_beyond_the_farthest_interval(rows):
     most = shares["gain_share_ci_high"].max()
     assert 1.1 * most > 0.5
     assert plots.gain_shares(shares).axes[0].get_xlim() == pytest.approx((0, 1.1 * most))
-    low = shares.assign(gain_share_ci_high=0.2)
+    low = shares.assign(gain_share_mean=0.1, gain_share_ci_low=0.0, gain_share_ci_high=0.2)
     assert plots.gain_shares(low).axes[0].get_xlim() == (0, 0.5)
 
 
