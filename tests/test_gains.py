@@ -1,5 +1,6 @@
 """The share of the possible gain: the table from the rows of a study, the picture from the table."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -101,6 +102,12 @@ def test_what_cells_are_for_is_told_by_colours_and_lines_and_by_no_other_line(ro
     parting = [line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]]
     assert parting == [1.5, 2.5]  # question, equal cost, control
     assert not any(line.get_visible() for line in ax.yaxis.get_gridlines())
+
+
+def test_the_picture_does_not_take_the_users_settings(rows):
+    plain = plots.gain_shares(table(twins=rows)).png()
+    with mpl.rc_context({"font.size": 30, "axes.grid": False, "axes.edgecolor": "red"}):
+        assert plots.gain_shares(table(twins=rows)).png() == plain
 
 
 def test_data_sets_come_as_the_rows_have_them(rows):
