@@ -1,6 +1,7 @@
 """What was measured before: which studies there are, one computer of several, and what is made once."""
 
 import pandas as pd
+import pytest
 
 from hae_lab.audit import clone
 from hae_lab.audit.measured import Measured, of_one_computer, study_names
@@ -34,6 +35,16 @@ def test_what_is_made_of_measurements_is_made_once():
     assert measured.once(names) == ["study_slots"]
     assert made == [measured]
     assert Measured(measured.read).once(names) is not measured.once(names)
+
+
+def test_what_was_made_makes_no_difference_to_what_was_measured():
+    read = {"study_slots": pd.DataFrame()}.__getitem__
+    one, other = Measured(read), Measured(read)
+    one.once(lambda measured: "made")
+    assert one == other
+    assert "made" not in repr(one)
+    with pytest.raises(TypeError):
+        Measured(read, {})
 
 
 def test_of_several_computers_the_first_in_the_alphabet_is_taken():

@@ -45,10 +45,26 @@ def test_variants_are_compared_by_every_metric_and_other_cells_by_the_loss():
     counts = found.groupby(["study", "metric"], sort=False).size()
     assert counts.to_dict() == {("variants", "loss"): 6, ("variants", "swd"): 6, ("widths", "loss"): 1}
     assert list(found.columns[:4]) == ["study", "data", "equal", "metric"]
+    assert found.index.tolist() == list(range(13))
     for row in found.to_dict("records"):
         rows = {"variants": variants, "widths": widths}[row["study"]]
         by_seed = rows.pivot(index="seed", columns="cell", values=row["metric"])
         assert row["mean_difference"] == pytest.approx((by_seed[row["first"]] - by_seed[row["second"]]).mean())
+
+
+def test_the_floor_is_that_of_twice_as_many_real_images_as_were_drawn(monkeypatch):
+    given = []
+
+    def real_floor(images) -> dict[str, list[float]]:
+        given.append(images)
+        return {"swd": [place / 100 for place in range(101)], "other": [0.0]}
+
+    monkeypatch.setattr(quality_tables, "real_floor", real_floor)
+    found = quality_tables.sample_floor(pd.DataFrame({"swd": [0.123456]}))
+    assert found.to_dict("list") == {
+        "metric": ["swd"], "samples": [0.12346], "real_mean": [0.5], "real_05": [0.05], "real_95": [0.95]
+    }  # fmt: skip
+    assert given[0].shape == (512, 1, 16, 16)  # halves of 256, as many as the study of samples draws
 
 
 def test_the_promised_order_is_a_row_of_each_family_that_has_all_three_versions():

@@ -50,6 +50,13 @@ def test_each_comparison_has_a_row_of_its_own_with_half_a_row_of_room():
     assert sorted(line.get_xdata()[0] for line in drawn) == pytest.approx(sorted(percents))
 
 
+def test_one_comparison_is_enough():
+    one = table(APART)[:1]
+    (ax,) = plots.quality_verdicts(one).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["phantoms: HAE − U-Net"]
+    assert len(marks(ax)) == 1
+
+
 def test_equal_and_open_comparisons_are_grey():
     equal = {fill for _, fill in marks(plots.quality_verdicts(table({})).axes[0])}
     assert len(equal) == 1

@@ -155,6 +155,19 @@ def test_the_figure_shows_the_rows():
     assert f"{COSTS.loc['v3', 'params_percent_of_hae']:.0f} % of HAE's parameters" in figure.get_suptitle()
 
 
+def test_the_title_of_the_figure_says_costs_and_verdicts():
+    verdicts = {"twins": "equal", "phantoms": "second better", "digits": "equal"}
+    made = pd.DataFrame({"data": verdicts.keys(), "verdict": verdicts.values()}).assign(
+        variant="v3", equal="time", against="hae", percent=1.0, percent_low=0.5, percent_high=1.5, n_seeds=10
+    )
+    title = " ".join(plots.searched(COSTS.reset_index(), made).get_suptitle().split())
+    params, time = COSTS.loc["v3", ["params_percent_of_hae", "training_percent_of_hae"]]
+    assert title == (
+        f"{plots.variant_title('v3')}: {params:.0f} % of HAE's parameters, {time:.0f} % of its time; after equal time "
+        "equal to HAE on twins and digits and worse than HAE on phantoms (10 seeds)"
+    )
+
+
 def test_every_mark_of_the_figure_stands_in_the_row_of_its_model():
     rows = COSTS.reset_index()
     left, right = plots.searched(rows, QUALITY).axes
