@@ -14,9 +14,9 @@ Small changes of the package, drawn by a seed (`python tests/mutation.py`), and 
 killed if a test fails or does not come to an end. `places` of a module can be changed; each mutant changes one of them.
 Who lived at first has a note, also where a test was then written for it. The interval is Wilson's, of the share killed
 at first: what is killed now is no sample any more, since tests were written for these very mutants. Two to eight are
-drawn of a module, small or large, so the last line describes the mutants tried and not the package. The tests of
-`checks` were written while its mutants were tried. Modules that are not named were not tried. Each mutant stands in
-[mutants.csv](mutants.csv).
+drawn of a module, small or large, so the last line describes the mutants tried and not the package. Some tests were
+written before their mutant was tried; what only such a test kills counts as alive at first, but for `checks`, where
+nobody counted. Modules that are not named were not tried. Each mutant stands in [mutants.csv](mutants.csv).
 """
 
 

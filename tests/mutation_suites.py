@@ -1,4 +1,4 @@
-"""Which test files speak of a module: the quickest to notice a fault first."""
+"""Which test files, or tests in them, speak of a module: the quickest to notice a fault first."""
 
 SUITES = {
     "masks": ("test_masks", "test_rules", "test_bad_inputs"),
@@ -26,7 +26,74 @@ SUITES = {
     "models/layers": ("test_models",),
     "plots/base": ("test_plots_axes", "test_plots_colours", "test_plots_numbers"),
     "plots/parameters": ("test_plots_axes", "test_plots_numbers"),
-    "plots/ledger": ("test_plots_axes", "test_plots_numbers"),
-    "plots/compute": ("test_plots_axes", "test_plots_numbers"),
-    "plots/studies": ("test_plots_axes", "test_plots_numbers", "test_study_plots"),
+    "plots/ledger": ("test_plots_ledger",),
+    "plots/compute": ("test_plots_colours", "test_plots_axes", "test_plots_numbers"),
+    "plots/studies": ("test_plots_numbers", "test_study_plots"),
+    "plots/verdicts": (
+        "test_study_answers::test_long_names_break_and_the_figure_grows",
+        "test_plots_numbers",
+        "test_study_plots",
+    ),
+    "plots/costs": ("test_plots_numbers", "test_study_plots"),
+    "plots/gains": ("test_gains",),
+    "plots/lesions": ("test_plots_lesions",),
+    "plots/answers": ("test_study_answers",),
+    "plots/searches": (
+        "test_v3::test_the_figure_shows_the_rows",
+        "test_v3::test_the_title_of_the_figure_says_costs_and_verdicts",
+        "test_v3::test_every_mark_of_the_figure_stands_in_the_row_of_its_model",
+    ),
+    "plots/rooflines": (
+        "test_layer_times::test_the_title_says_the_point_from_the_rows",
+        "test_layer_times::test_the_roof_rises_with_the_memory_up_to_the_peak",
+    ),
+    "plots/masks": (
+        "test_explorer::test_colours_tell_seen_from_reached_from_hidden",
+        "test_explorer::test_an_image_shines_through",
+        "test_explorer::test_resampling_keeps_a_constant_and_the_mean_of_whole_cells",
+        "test_explorer::test_marks_show_the_query_and_the_patches_that_hold_it",
+        "test_explorer::test_own_tokens_in_words",
+        "test_explorer::test_the_static_figure_says_what_the_query_sees",
+        "test_explorer::test_a_white_rim_sets_each_mark_off_on_both_sides",
+        "test_explorer::test_all_rules_on_one_figure",
+    ),
+    "plots/architecture": (
+        "test_plots_architecture::test_every_block_is_drawn_with_its_parameters_and_every_skip_as_an_arrow",
+        "test_plots_architecture::test_titles_say_the_point",
+        "test_plots_architecture::test_changed_slots_are_drawn_in_the_colour_of_their_variant",
+        "test_plots_architecture::test_each_step_is_drawn_with_its_parameters",
+        "test_plots_architecture::test_below_the_lowest_box_is_room_for_the_caption_and_no_more",
+    ),
+    "audit/quality_tables": ("test_quality_tables",),
+    "audit/gain_tables": ("test_gains",),
+    "audit/parameter_tables": ("test_parameter_table",),
+    "audit/measured": ("test_measured", "test_claims::test_a_measured_table_is_read_once_and_only_when_asked_for"),
+    "audit/profile_tables": (
+        "test_profile::test_torchs_counter_counts_both_passes_and_prints_nothing",
+        "test_profile::test_the_table_of_training_memory",
+        "test_profile::test_the_table_of_memory_by_rule",
+        "test_profile::test_a_row_of_a_public_model_is_made_anew",
+    ),
+    "audit/claims/quality": (
+        "test_claims::test_the_verdict_at_equal_parameters_is_that_of_the_better",
+        "test_claims::test_readings_follow_the_losses_and_the_controls",
+        "test_claims::test_a_study_at_equal_macs_is_read_by_variants",
+        "test_claims::test_other_metrics_are_read_at_equal_steps_alone",
+        "test_ledger::test_every_quote_is_on_its_line",
+        "test_ledger::test_each_statement_that_a_second_reader_found_has_a_claim",
+    ),
+    "deploy/export": (
+        "test_export::test_rows_by_rows_is_the_whole",
+        "test_export::test_a_portable_copy_has_no_operator_of_ours_and_trains_nothing",
+        "test_export::test_a_model_without_classes_takes_no_labels",
+        "test_export::test_only_eight_bits_may_differ_from_the_model",
+    ),
+    "study/orders": ("test_statistics",),
+    "study/tables": (
+        "test_study::test_results_have_a_row_a_finished_run_in_the_order_of_cells_and_seeds",
+        "test_study::test_the_log_says_how_runs_went",
+        "test_study::test_tables_of_nothing_are_empty",
+        "test_study::test_means_average_over_seeds",
+    ),
+    "presets": ("test_family",),
 }

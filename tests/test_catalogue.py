@@ -11,11 +11,9 @@ from matplotlib.text import Text
 
 from hae_lab import HAELabError
 from hae_lab.__main__ import main
-from hae_lab.audit.claims.base import BEYOND, CHAPTERS, OTHERS, PUBLISHED, SAID
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.registry import figures
 from hae_lab.audit.reproduce import draw
-from hae_lab.audit.verdicts import FAILS, HOLDS, NEARLY, OPEN, VOID
 from hae_lab.diffusion.metrics import METRICS, metric_label, metric_title
 from hae_lab.family import FIELDS
 from hae_lab.plots import catalogue, ledger, page
@@ -254,34 +252,3 @@ def test_reproduce_draws_them_apart_from_the_committed_ones(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["claims_overview.png"]
     assert main(["reproduce", "--lang", "zh", "--full", "--out", str(tmp_path)]) == 2
     assert "draw figures alone" in capsys.readouterr().err
-
-
-# the picture of the ledger
-
-
-def test_it_knows_the_chapters_and_verdicts_of_the_ledger():
-    assert list(ledger.SECTIONS) == list(CHAPTERS.values())
-    assert [ledger.DOCUMENT, *ledger.APART] == [SAID, BEYOND, PUBLISHED, OTHERS]
-    assert set(ledger.VERDICT_COLOURS) == {HOLDS, NEARLY, FAILS, OPEN, VOID}
-
-
-def test_bars_are_counts_of_readings():
-    rows = read_table("claims")
-    figure = draw(figures()["claims_overview"])
-    (ax,) = figure.axes
-    widths = sorted(bar.get_width() for bars in ax.containers for bar in bars if bar.get_width())
-    said, apart = rows[rows["asked_of"] == SAID], rows[rows["asked_of"] != SAID]
-    counts = [*said.groupby(["section", "verdict"]).size(), *apart.groupby(["asked_of", "verdict"]).size()]
-    assert widths == sorted(counts)
-    assert sum(widths) == len(rows)
-    names = [" ".join(tick.get_text().split()) for tick in ax.get_yticklabels()]
-    assert names == [*ledger.SECTIONS.values(), *ledger.APART.values()]  # what is counted apart comes last
-    title = " ".join(figure.get_suptitle().split())
-    assert title.startswith(f"Document: {said['id'].nunique()} claims, {len(said)} readings; ")
-    assert f"{(said['verdict'] == 'holds').sum()} hold, {(said['verdict'] == 'does not hold').sum()} do not" in title
-
-
-def test_a_verdict_that_nobody_knows_is_drawn_too():
-    rows = read_table("claims").assign(verdict="perhaps")
-    (ax,) = ledger.claims_overview(rows).axes
-    assert ax.get_legend_handles_labels()[1] == ["perhaps"]

@@ -426,6 +426,26 @@ def test_a_study_at_equal_macs_is_read_by_variants(monkeypatch):
     ]
 
 
+def test_other_metrics_are_read_at_equal_steps_alone(monkeypatch):
+    base = asked(VARIANTS).assign(variant=lambda rows: rows["cell"], reference="")
+    longer = [
+        asked({f"{variant} longer": 0.05}, "equal MACs", variant=variant, reference="hae")
+        for variant in ("unet", "lite", "v2")
+    ]
+    rows = pd.concat([base, *longer], ignore_index=True).assign(swd=lambda rows: 2 * rows["loss"])
+    last = ["macs_kept", "loss", "swd", "key"]
+    rows = rows[[*(name for name in rows.columns if name not in last), *last]]
+    monkeypatch.setattr("hae_lab.audit.measured.study_names", lambda: ("asked",))
+    for claim in ("quality_order", "heterogeneous"):
+        found = readings(claim, measured(study_asked=rows))
+        assert [(each.reading, each.verdict) for each in found] == [
+            ("held-out loss at equal steps", "holds"),
+            ("held-out loss at equal MACs", "does not hold"),
+            ("sliced Wasserstein distance", "holds"),
+        ]
+        assert found[2].computed == found[0].computed.split("; Page")[0]  # twice as large, the same in percent
+
+
 def test_a_measured_table_is_read_once_and_only_when_asked_for():
     asked = []
     tables = Measured(lambda name: asked.append(name) or pd.DataFrame({"name": [name]}))

@@ -407,6 +407,18 @@ def test_the_static_figure_says_what_the_query_sees(with_image):
     assert figure.png().startswith(b"\x89PNG")
 
 
+def test_a_white_rim_sets_each_mark_off_on_both_sides():
+    view = MaskExplorerModel(side=16, query=5 * 16 + 7).view()
+    for ax, grid in zip(pictures.visible_keys(view).axes, (0, 1, 2), strict=True):
+        marks = [mark for mark in pictures.query_marks(view) if mark["grid"] == grid]
+        assert len(ax.patches) == 2 * len(marks)
+        for rim, frame, mark in zip(ax.patches[::2], ax.patches[1::2], marks, strict=True):
+            assert rim.get_bbox().bounds == frame.get_bbox().bounds
+            assert frame.get_bbox().bounds == (mark["column"] - 0.5, mark["row"] - 0.5, mark["size"], mark["size"])
+            assert rim.get_linewidth() == 2 * frame.get_linewidth()
+            assert frame.get_fill() == mark["query"]
+
+
 @pytest.mark.parametrize(("side", "words"), [(4, "not its own 4 × 4 token"), (2, "this map has no regional tokens")])
 def test_the_static_figure_of_a_map_with_fewer_scales(side, words):
     figure = pictures.visible_keys(MaskExplorerModel(side=side).view())

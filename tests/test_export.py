@@ -127,6 +127,23 @@ def test_eight_bits_are_smaller_and_another_model(onnx_file, model, tmp_path):
     assert gap.mean() < 0.1 * right.abs().mean()
 
 
+def test_only_eight_bits_may_differ_from_the_model(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(exporting, "program_of", lambda model: None)
+    monkeypatch.setattr(exporting, "_write_onnx", lambda program, path: path.write_bytes(b"whole"))
+    monkeypatch.setattr(exporting, "quantize", lambda source, target: target.write_bytes(b"small"))
+    gaps = {"near": (3e-4, 4.0), "far": (5e-4, 4.0), "near of small outputs": (0.9e-4, 0.1)}
+    for name, gap in gaps.items():
+        monkeypatch.setattr(exporting, "_compare", lambda model, path, format, gap=gap: gap)
+        path = tmp_path / f"{name}.onnx"
+        assert exporting.export(model, path, "int8")[2:] == gap
+        assert path.read_bytes() == b"small"
+        if name == "far":  # a ten thousandth of the largest output
+            with pytest.raises(HAELabError, match=r"program differs from the model by 0.0005, in outputs to 4"):
+                exporting.export(model, path, "onnx")
+        else:
+            assert exporting.export(model, path, "onnx") == (path, 5, *gap)
+
+
 PT2 = """
 import sys, torch
 program = torch.export.load(sys.argv[1]).module()

@@ -113,8 +113,13 @@ def test_hybrid_maps_of_lesson32_are_8x8_and_16x16():
 
 
 @pytest.mark.parametrize("preset", ["lesson16", "lesson32"])
-def test_lessons_are_16_wide(preset):
-    assert config("hae", preset).model_channels == 16
+def test_lessons_are_grey_images_on_a_small_body(preset):
+    body = config("unet", preset)
+    assert (body.image_size, body.in_channels, body.out_channels) == (int(preset.removeprefix("lesson")), 1, 1)
+    assert (body.model_channels, body.channels, body.num_res_blocks) == (16, (16, 32, 32), 1)
+    assert (body.attention_resolutions, body.num_heads, body.num_classes) == ((4,), 4, None)
+    assert body.use_scale_shift_norm  # the reason stands in presets.py
+    assert body.dropout == 0
 
 
 def test_levels_of_brats128():

@@ -1,5 +1,6 @@
 """The share of the possible gain: the table from the rows of a study, the picture from the table."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from hae_lab.audit.measured import Measured
 from hae_lab.diffusion.bounds import loss_bounds
 from hae_lab.diffusion.patterns import PATTERNS, twins
 from hae_lab.plots.gains import AT_COST
-from hae_lab.plots.verdicts import KNOWN_WORSE
+from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN
 
 OWN, SHARED = (getattr(loss_bounds("twins"), name)["loss"] for name in ("own", "shared"))
 LOSSES = {
@@ -134,6 +135,39 @@ def test_the_picture_by_distance_draws_each_share_at_its_distance(by_distance):
     shares = [(OWN - loss) / (OWN - SHARED) for loss in (0.103 / 3 + 0.002, 0.103 / 3 + 0.008, 0.039, 0.045)]
     assert "2 → 8 pixels away: HAE {:.2f} → {:.2f}; U-Net (control) {:.2f} → {:.2f}".format(*shares) in title
     plt.close(figure)
+
+
+def test_the_picture_reaches_a_tenth_beyond_the_farthest_interval(rows):
+    shares = table(twins=rows)
+    most = shares["gain_share_ci_high"].max()
+    assert 1.1 * most > 0.5
+    assert plots.gain_shares(shares).axes[0].get_xlim() == pytest.approx((0, 1.1 * most))
+    low = shares.assign(gain_share_mean=0.1, gain_share_ci_low=0.0, gain_share_ci_high=0.2)
+    assert plots.gain_shares(low).axes[0].get_xlim() == (0, 0.5)
+
+
+def test_what_cells_are_for_is_told_by_colours_and_lines_and_by_no_other_line(rows):
+    assert len({AT_COST, KNOWN_WORSE, MEAN}) == 3
+    figure = plots.gain_shares(table(twins=rows))
+    (ax,) = figure.axes
+    parting = [line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]]
+    assert parting == [1.5, 2.5]  # question, equal cost, control
+    assert not any(line.get_visible() for line in ax.yaxis.get_gridlines())
+
+
+def test_the_picture_does_not_take_the_users_settings(rows):
+    plain = plots.gain_shares(table(twins=rows)).png()
+    with mpl.rc_context({"font.size": 30, "axes.grid": False, "axes.edgecolor": "red"}):
+        same = plots.gain_shares(table(twins=rows)).png() == plain
+    assert same  # the bytes of two pictures are nothing to read
+
+
+def test_data_sets_come_as_the_rows_have_them(rows):
+    scales = rows.assign(data="scales", loss=loss_bounds("scales").own["loss"])
+    found = table(one=pd.concat([rows, scales], ignore_index=True))
+    assert found["data"].tolist() == ["twins"] * 4 + ["scales"] * 4
+    assert found.index.tolist() == list(range(8))
+    assert found.loc[4:, "gain_share_mean"].to_numpy() == pytest.approx(np.zeros(4), abs=1e-12)
 
 
 def test_the_committed_table_follows_from_the_committed_rows():

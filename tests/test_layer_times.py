@@ -166,6 +166,26 @@ def test_the_title_says_the_point_from_the_rows():
     assert other == "Linear takes 60 % of the time, at 33 % of the machine's peak; norm takes 40 %"
 
 
+def test_the_roof_rises_with_the_memory_up_to_the_peak():
+    """On a machine of 100 GFLOP/s and 10 GB/s the two limits meet at 10 FLOPs a byte."""
+    rows = picture_rows({"convolution": 70.0, "linear": 20.0, "norm": 10.0})
+    rows.loc[rows["kind"] == "linear", "flops_per_byte"] = 0.5
+    (ax,) = roofline(rows).axes
+    roof, _ = ax.lines
+    x, y = roof.get_xdata(), roof.get_ydata()
+    assert (x[0], x[-1]) == pytest.approx((0.25, 20))  # half of the least, twice the most
+    assert y == pytest.approx(np.where(x < 10, 10 * x, 100))
+    ends = {text.get_text(): text for text in ax.texts}
+    assert ends["arithmetic: 100 GFLOP/s"].xy == pytest.approx((20, 100))
+    memory = ends["memory: 10 GB/s"]
+    assert memory.xy == pytest.approx((2.5**0.5, 10 * 2.5**0.5))  # halfway up, on a logarithmic axis
+    assert memory.get_position() == (-8, 4)  # points: above the line that rises, and left of it
+    working = rows[rows["macs"] > 0]
+    drawn = [points.get_offsets().tolist()[0] for points in ax.collections]
+    assert drawn == working[["flops_per_byte", "gflops_per_second"]].to_numpy().tolist()
+    assert [points.get_sizes()[0] for points in ax.collections] == pytest.approx([20 + 60 * 70, 20 + 60 * 20])
+
+
 def test_real_rows_make_a_picture(rows):
     points = sum(len(points.get_offsets()) for points in roofline(rows).axes[0].collections)
     assert points == ((rows["macs"] > 0) & (rows["ms"] > 0)).sum()

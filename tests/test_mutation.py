@@ -38,7 +38,10 @@ def test_the_report_is_what_the_table_says():
 @pytest.mark.parametrize("module", SUITES)
 def test_every_module_and_test_file_of_the_suites_is_there(module):
     assert (ROOT / "hae_lab" / f"{module}.py").exists()
-    assert all((ROOT / "tests" / f"{name}.py").exists() for name in SUITES[module])
+    for name in SUITES[module]:
+        file, *test = name.split("::")
+        source = (ROOT / "tests" / f"{file}.py").read_text()
+        assert all(f"def {each}(" in source for each in test)
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):
@@ -112,6 +115,14 @@ def test_the_seed_decides_and_a_larger_sample_begins_with_the_smaller(driver):
     assert made == again
     assert more[:2] == few
     assert len({change.start for change in more}) == 4
+
+
+def test_what_is_no_python_is_not_drawn(driver):
+    source = "def part(*, a):\n    return a * 2\n"
+    assert not all(driver.is_python(one.apply(source)) for one in driver.changes(source))
+    made, drawn = driver.sample(source, 10, seed=0)
+    assert made > len(drawn) > 0
+    assert all(driver.is_python(one.apply(source)) for one in drawn)
 
 
 def test_the_function_around_a_line_is_found(driver):

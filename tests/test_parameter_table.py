@@ -121,6 +121,22 @@ def test_three_changes_hang_on_a_few_hundredths_of_a_point():
     assert table.what_it_would_take(tolerance_points=1.05)["changes"].min() == 2
 
 
+def test_own_changes_make_a_version_narrower_shallower_or_poorer():
+    """By hand, from brats128: 128 channels times (1, 1, 2, 3, 4), 2 blocks a level, attention from rate 4 on."""
+    labels = {kind: list(changes) for kind, changes in table.OWN_CHANGES.items()}
+    assert {kind: len(found) for kind, found in labels.items()} == {
+        "body width": 8, "level widths": 5, "depth": 1, "residual blocks": 1, "attention blocks": 3, "CNN branch": 1
+    }  # fmt: skip
+    whole = parameter_formulas(config("v2"))["model"]
+    for name, change in (change for changes in table.OWN_CHANGES.values() for change in changes.items()):
+        changed = config("v2", **change)
+        assert parameter_formulas(changed)["model"] < whole
+        assert name == "one level less" or name == ", ".join(f"{field}={value}" for field, value in change.items())
+    shallower = config("v2", **table.OWN_CHANGES["depth"]["one level less"])
+    assert shallower.channels == config("v2").channels[:-1]
+    assert shallower.attention_resolutions == config("v2").attention_resolutions[:-1]
+
+
 def test_found_families_reach_the_claim_within_a_point():
     rows = table.what_it_would_take()
     assert len(rows) == 3

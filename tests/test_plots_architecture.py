@@ -216,6 +216,15 @@ def test_blocks_of_any_names_stand_side_by_side():
     assert any(text.startswith("lite with concat: ") for text in words(figure))
 
 
+@pytest.mark.parametrize("order", [None, ["v2"]])
+def test_below_the_lowest_box_is_room_for_the_caption_and_no_more(order):
+    """One unit is one inch; the caption is a line of 11 points around 0.18, and the title may be a line shorter."""
+    figure = plots.hybrid_blocks(family("brats128"), order=order)
+    lowest = min(box.get_y() for box in boxes(figure))
+    caption = figure.axes[0].texts[-1].get_position()[1]
+    assert caption + 11 / 72 < lowest < caption + 0.6
+
+
 def test_each_step_is_drawn_with_its_parameters():
     rows = family("brats128", level=2)
     texts = words(plots.hybrid_blocks(rows))

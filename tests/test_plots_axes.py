@@ -87,5 +87,10 @@ def test_claims_are_named_right_of_the_last_group():
     assert places["claimed\nHAE V2 40 %"] == (2.5, 39)
 
 
+def test_each_part_has_half_a_row_of_room_on_either_side():
+    (ax,) = drawn("macs_by_part").axes
+    assert ax.get_ylim() == (len(plot_rows.WORK) - 0.5, -0.5)
+
+
 def test_attention_is_on_logarithmic_axes():
     assert {(ax.get_xscale(), ax.get_yscale()) for ax in drawn("attention_speed_up").axes} == {("log", "log")}

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from hae_lab.plots.base import CLAIM_COLOUR, PALETTE, VARIANT_CYCLE
+from hae_lab.plots.compute import RULE_COLOURS
 
 LEAST = 20  # of the distance between any two; 2.3 is just noticed side by side
 REGISTERED, DRAWN = 4, 6  # variants of the project, and with two of a user's
@@ -50,6 +51,12 @@ def test_the_measure_itself():
 def test_variants_are_apart_in_all_eyes(eyes, count):
     near = {pair: distance(*pair, eyes) for pair in combinations(VARIANT_CYCLE[:count], 2)}
     assert {pair: far for pair, far in near.items() if far < LEAST} == {}
+
+
+def test_rules_have_colours_of_their_own_and_the_one_that_hides_nothing_is_grey():
+    assert len(set(RULE_COLOURS.values())) == len(RULE_COLOURS)
+    greys = [rule for rule, colour in RULE_COLOURS.items() if np.ptp(to_rgb(colour)) == 0]
+    assert greys == ["dense"]
 
 
 @pytest.mark.parametrize("eyes", EYES)

@@ -46,6 +46,21 @@ def test_bars_are_the_growth_of_the_loss():
     assert {"+0.02 %", "+20.0 %", "+22.0 %"} <= {text.get_text() for text in ax.texts}
 
 
+def test_a_growth_is_written_right_of_its_interval_and_of_zero():
+    figure = plots.what_a_model_needs(uses_rows(tokens_swapped=0.02, mask_redrawn=-3.0))
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    centres = [place + shift for shift in (-0.8 / 3, 0, 0.8 / 3) for place in range(len(CHANGES))]
+    assert [text.xy[1] for text in ax.texts] == pytest.approx(centres)
+    assert len(CHANGES) == 5
+    ends = {text.get_text(): text.xy[0] for text in ax.texts}
+    assert (ends["-3.0 %"], ends["+0.02 %"], ends["+20.0 %"]) == pytest.approx((0, 0.72, 20.7))
+    for text in ax.texts:  # 6 points to the right
+        assert text.get_window_extent().x0 > ax.transData.transform(text.xy)[0]
+    low, high = ax.get_xlim()
+    assert (low, high) == pytest.approx((1.1 * -3.5, 1.2 * 22.7))
+
+
 @pytest.mark.parametrize(
     ("percents", "start"),
     [
@@ -74,6 +89,25 @@ def test_dots_are_both_scores_of_every_detector():
         colours = [line.get_color() for line in dots]
         assert colours[:8] == [CONTROL_COLOUR] * 8
         assert colours[8:] == [variant_colour(variant) for variant in VARIANTS for _ in range(2)]
+
+
+def test_detectors_and_changes_are_named_in_words():
+    labels = plots.lesions_found(detection_rows()).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [
+        "brightness", "depth in the head", "mean head", "five nearest heads", "HAE", "HAE Lite", "HAE V2",
+    ]  # fmt: skip
+    labels = plots.what_a_model_needs(uses_rows()).axes[0].get_yticklabels()
+    assert [" ".join(label.get_text().split()) for label in labels] == [
+        "regional tokens of another image", "mask drawn anew", "each pixel sees itself only",
+        "Transformer branch silenced", "CNN branch silenced",
+    ]  # fmt: skip
+
+
+def test_a_growth_of_nothing_has_no_minus():
+    (ax,) = plots.what_a_model_needs(uses_rows(tokens_swapped=-0.004)).axes
+    written = {text.get_text() for text in ax.texts}
+    assert "+0.00 %" in written
+    assert not any(text.startswith(("-0.00", "−0.00")) for text in written)
 
 
 @pytest.mark.parametrize(

@@ -284,16 +284,27 @@ def test_a_row_of_a_public_model_is_made_anew():
     }
 
 
+def test_torchs_counter_counts_both_passes_and_prints_nothing(capsys):
+    """A linear layer of 4 to 6 on 3 rows: 72 MACs forward; backward the same for its weight, and for its input."""
+    with torch.device("meta"):
+        model, x = nn.Linear(4, 6), torch.empty(3, 4)
+    assert profile_tables._counter_macs(model, x) == (72, 72)
+    assert profile_tables._counter_macs(model, x.clone().requires_grad_()) == (72, 144)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_table_of_training_memory(monkeypatch):
-    settings = [Setting("lesson16", images, 0.1, "document") for images in (1, 4)]
+    settings = [Setting("lesson16", images, 0.1, "document_shared") for images in (1, 4)]
     monkeypatch.setattr(profile_tables, "BATCHES", settings)
     rows = profile_tables.training_memory_rows().set_index(["variant", "images"]).sort_index()
+    rules = rows["mask_rule"].groupby("variant").unique().map(list)  # without blocks there is no mask
+    assert rules.to_dict() == {name: ["" if name == "unet" else "document_shared"] for name in VARIANTS}
     assert len(rows) == 2 * len(VARIANTS)
     for variant in ("v2", "unet"):
         row, hae = rows.loc[variant, 4], rows.loc["hae", 4]
         assert row["saved_percent_of_hae"] == pytest.approx(100 * row["saved_bytes"] / hae["saved_bytes"])
         assert row["training_peak_percent_of_hae"] < 100
-    expected = memory_totals(config("v2", "lesson16", dropout=0.1), batch=4)
+    expected = memory_totals(config("v2", "lesson16", dropout=0.1, mask_rule="document_shared"), batch=4)
     assert rows.loc["v2", 4][list(expected.index)].astype("int64").equals(expected)
     assert (rows.loc["hae", "params_percent_of_hae"] == 100).all()
     assert (rows.loc["unet", "attention_saved_bytes"] == 0).all()

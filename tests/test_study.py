@@ -431,9 +431,11 @@ def test_tables_of_nothing_are_empty(tmp_path):
 def test_means_average_over_seeds(tmp_path):
     study = tiny()
     finish(study, tmp_path / "s.sqlite")
-    assert means(study.results(tmp_path / "s.sqlite")).to_dict("list") == {
+    found = means(study.results(tmp_path / "s.sqlite"))
+    assert found.to_dict("list") == {
         "cell": ["mlp_ratio=0.25", "mlp_ratio=4"], "data": ["phantoms"] * 2, "seeds": [2, 2], "loss": [0.5, 0.5],
     }  # fmt: skip
+    assert list(found.columns) == ["cell", "data", "seeds", "loss"]
 
 
 def test_exports_can_be_read_back(tmp_path):

@@ -37,6 +37,26 @@ def test_a_comparison_has_the_colour_of_its_winner():
     assert (steps.get_title(), time.get_title()) == ("steps", "time")
 
 
+def test_each_comparison_has_a_row_of_its_own_with_half_a_row_of_room():
+    rows = table(APART)
+    steps, time = plots.quality_verdicts(rows).axes
+    names = [tick.get_text() for tick in steps.get_yticklabels()]
+    assert len(names) == len(set(names)) == 12  # six pairs on each of two data sets
+    assert steps.get_ylim() == time.get_ylim() == (11.5, -0.5)
+    drawn = [line for line in steps.lines if line.get_marker() in "osD^vx"]
+    assert sorted(line.get_ydata()[0] for line in drawn) == list(range(12))
+    at_steps = rows[rows["equal"] == "steps"]
+    percents = 100 * at_steps["mean_difference"] / at_steps["mean_second"]
+    assert sorted(line.get_xdata()[0] for line in drawn) == pytest.approx(sorted(percents))
+
+
+def test_one_comparison_is_enough():
+    one = table(APART)[:1]
+    (ax,) = plots.quality_verdicts(one).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["phantoms: HAE − U-Net"]
+    assert len(marks(ax)) == 1
+
+
 def test_equal_and_open_comparisons_are_grey():
     equal = {fill for _, fill in marks(plots.quality_verdicts(table({})).axes[0])}
     assert len(equal) == 1

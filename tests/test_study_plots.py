@@ -11,6 +11,7 @@ from study_rows import curve_rows, slot_rows, study_rows
 
 from hae_lab import HAELabError, plots
 from hae_lab.plots.ablations import ladder
+from hae_lab.plots.base import PALETTE
 from hae_lab.plots.compute import RULE_COLOURS
 from hae_lab.study import statistics
 
@@ -181,6 +182,18 @@ def test_forest_of_one_pair():
     assert title_of(plots.forest(rows)) == "5 seeds cannot tell the two cells apart by held-out loss"
 
 
+@pytest.mark.parametrize(("baseline", "name"), [(None, "% of the mean"), ("unet", "% of U-Net (control)")])
+def test_the_upper_axis_of_a_forest_is_in_percent_of_the_second(baseline, name):
+    rows = study_rows(("unet", "hae", "lite"))
+    ax = plots.forest(rows, baseline=baseline).axes[0]
+    (top,) = ax.child_axes
+    assert top.get_xlabel() == name
+    means = rows.groupby("cell")["loss"].mean()
+    second = means["unet"] if baseline else np.mean([means["unet"], means["unet"], means["hae"]])
+    ax.figure.draw_without_rendering()
+    assert top.get_xlim() == pytest.approx(tuple(100 * np.array(ax.get_xlim()) / second))
+
+
 def test_forest_writes_the_verdict_and_what_it_would_find_beside_each_row():
     rows = study_rows(("hae", "v2"), gaps=APART)
     found = statistics.paired_differences(rows).iloc[0]
@@ -220,6 +233,17 @@ def test_pareto_draws_the_dominated_hollow():
     assert [fill == "white" for fill in fills] == [False, True, False, False]
 
 
+def test_a_cell_has_the_colour_of_its_variant_or_rule_and_any_other_a_spare_one():
+    cells = ("unet", "hae", "v2", "document_shared", "mine", "yours")
+    (ax,) = plots.pareto(study_rows(cells), costs=("params",)).axes
+    drawn = [bars.lines[0].get_color() for bars in ax.containers]
+    assert drawn[:4] == [*map(plots.variant_colour, cells[:3]), RULE_COLOURS["document_shared"]]
+    assert set(drawn[4:]) <= set(PALETTE) - set(drawn[:4])
+    assert len(set(drawn)) == 6
+    chosen = plots.pareto(study_rows(cells), costs=("params",), palette={"mine": "#123456"}).axes[0]
+    assert chosen.containers[4].lines[0].get_color() == "#123456"
+
+
 def test_pareto_knows_that_auroc_is_better_when_higher():
     rows = study_rows(gaps={"unet": 0.01}).rename(columns={"loss": "auroc"})
     assert title_of(plots.pareto(rows, "auroc", costs=("params",))).startswith(
@@ -240,7 +264,7 @@ def test_learning_curves_say_how_far_the_loss_still_falls():
     means = curves.groupby(["cell", "step"])["loss"].mean().unstack()
     fallen = 100 * (1 - means[300] / means[225])
     note = plots.learning_curves(curves, times).legends[0].get_title().get_text()
-    assert f"since step 225 it fell by {fallen.min():.1f} to {fallen.max():.1f} %" in note
+    assert f"since step 225 it fell by {fallen.min():.1f} to {fallen.max():.1f} %" in note.split("\n")
     last = curves[curves["step"] == 300]
     assert "it fell by" not in plots.learning_curves(last, times).legends[0].get_title().get_text()
 
@@ -365,7 +389,10 @@ def test_ratios_stand_on_a_logarithmic_axis_and_the_control_on_a_line():
     [
         (lambda rows: plots.forest(rows, stats=rows), "missing columns: first, second"),
         (lambda rows: plots.pareto(rows.drop(columns="macs")), "missing columns: macs; the rows have cell"),
-        (lambda rows: plots.pareto(rows.assign(params=range(len(rows)))), "but differ between the seeds of unet, hae"),
+        (
+            lambda rows: plots.pareto(rows.assign(params=range(len(rows)))),
+            "^params, macs, ms, ms_q1, ms_q3 must be one number a cell, but differ between the seeds of unet, hae",
+        ),
         (lambda rows: plots.pareto(rows.assign(loss=np.nan)), "cell unet, seed 0: loss = nan must be a number"),
         (lambda rows: plots.learning_curves(rows, {}), "missing columns: step"),
         (lambda rows: plots.loss_by_quartile(rows.drop(columns="loss_q3")), "missing columns: loss_q3"),

@@ -155,6 +155,42 @@ def test_the_figure_shows_the_rows():
     assert f"{COSTS.loc['v3', 'params_percent_of_hae']:.0f} % of HAE's parameters" in figure.get_suptitle()
 
 
+def test_the_title_of_the_figure_says_costs_and_verdicts():
+    verdicts = {"twins": "equal", "phantoms": "second better", "digits": "equal"}
+    made = pd.DataFrame({"data": verdicts.keys(), "verdict": verdicts.values()}).assign(
+        variant="v3", equal="time", against="hae", percent=1.0, percent_low=0.5, percent_high=1.5, n_seeds=10
+    )
+    title = " ".join(plots.searched(COSTS.reset_index(), made).get_suptitle().split())
+    params, time = COSTS.loc["v3", ["params_percent_of_hae", "training_percent_of_hae"]]
+    assert title == (
+        f"{plots.variant_title('v3')}: {params:.0f} % of HAE's parameters, {time:.0f} % of its time; after equal time "
+        "equal to HAE on twins and digits and worse than HAE on phantoms (10 seeds)"
+    )
+
+
+def test_every_mark_of_the_figure_stands_in_the_row_of_its_model():
+    rows = COSTS.reset_index()
+    left, right = plots.searched(rows, QUALITY).axes
+    titles = [plots.variant_title(name) for name in rows["variant"]]
+    assert [tick.get_text() for tick in left.get_yticklabels()] == titles
+    marks = [line for line in left.lines if line.get_marker() in "osD^"]
+    drawn = {(line.get_marker(), line.get_ydata()[0]): line.get_xdata()[0] for line in marks}
+    for place, row in enumerate(rows.to_dict("records")):
+        for column, marker in zip(DRAWN_COSTS, "osD^", strict=True):
+            assert drawn[marker, place] == row[column]
+    (promised,) = [line for line in left.lines if line.get_linestyle() == ":"]
+    assert list(promised.get_xdata()) == [40, 40]
+    against = QUALITY[QUALITY["against"] == "hae"]
+    for bars, row in zip(right.containers, against.to_dict("records"), strict=True):
+        line, _, (arm,) = bars
+        assert round(line.get_ydata()[0]) == list(rows["variant"]).index(row["variant"])
+        ends = [row["percent_low"], row["percent_high"]]
+        assert arm.get_segments()[0][:, 0].tolist() == pytest.approx(ends)
+        assert (line.get_markerfacecolor() == "white") == (row["equal"] == "steps")
+    places = [bars.lines[0].get_ydata()[0] for bars in right.containers]
+    assert len(set(places)) == len(places)  # none hides another
+
+
 def test_the_benchmark_times_each_model_in_both_passes(monkeypatch):
     tiny = {name: config(name, "tiny") for name in ("hae", "v2")}
     monkeypatch.setattr(bench_v3, "v3_models", lambda: tiny)
