@@ -133,7 +133,7 @@ def test_the_picture_by_distance_draws_each_share_at_its_distance(by_distance):
     title = figure.get_suptitle().replace("\n", " ")
     # the losses of hae are 0.0343 + 0.002 and + 0.008, those of unet 0.037
     shares = [(OWN - loss) / (OWN - SHARED) for loss in (0.103 / 3 + 0.002, 0.103 / 3 + 0.008, 0.039, 0.045)]
-    assert "2 → 8 pixels away: HAE {:.2f} → {:.2f}; U-Net (control) {:.2f} → {:.2f}".format(*shares) in title
+    assert "2 → 8 pixels away: HAE {:.2f}→{:.2f}; U-Net (control) {:.2f}→{:.2f}".format(*shares) in title
     plt.close(figure)
 
 

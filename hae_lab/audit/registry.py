@@ -177,9 +177,7 @@ FIGURES: dict[str, FigureSource] = {
     "quality_verdicts": FigureSource(plots.quality_verdicts, ("quality_differences",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
-    "quality_forest_mri": FigureSource(plots.forest, ("study_mri",)),
     "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
-    "gain_shares_scales": FigureSource(partial(draw_gain_shares, study="scales"), ("gain_shares",)),
     "gain_by_distance": FigureSource(draw_reach, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
     "learning_curves": FigureSource(

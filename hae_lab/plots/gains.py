@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hae_lab.plots.base import PALETTE, SIZE, chart, say, say_list, span, titled_axes, variant_colours
 from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN, cell_name, cell_styles, cells_legend, interval
-from hae_lab.presets import VARIANTS
+from hae_lab.presets import VARIANTS, variant_title
 from hae_lab.study.grid import CONTROL, QUESTION
 
 AT_COST = PALETTE[4]  # cells at equal cost: the same colour for all, since their names say what they are
@@ -49,14 +49,14 @@ def gain_by_distance(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = 
     figure, own = titled_axes(_distance_title(rows), ax, least=SIZE[0])
     places = {apart: place for place, apart in enumerate(rows["apart_px"].unique())}
     cells = list(rows["cell"].unique())
-    styles = cell_styles(cells, palette)
+    titled = {variant_title(name): colour for name, colour in variant_colours().items()}
+    styles = cell_styles(cells, {**titled, **(palette or {})})
     for shift, cell in zip(np.linspace(-0.15, 0.15, len(cells)), cells, strict=True):
         here = rows[rows["cell"] == cell]
         x = here["apart_px"].map(places) + shift  # side by side, so that no interval hides another
         mean = here["gain_share_mean"]
         arms = [mean - here["gain_share_ci_low"], here["gain_share_ci_high"] - mean]
         own.errorbar(x, mean, yerr=arms, capsize=3, linewidth=1.5, markersize=7, **styles[cell])
-    own.axhline(0, color="black", linewidth=0.6)
     own.set_xticks(list(places.values()), [f"{apart:g}" for apart in places])
     own.set_xlabel("from a cell to its copy, pixels")
     own.set_ylabel("share of the possible gain\nmean and 95 % interval (seeds)")
@@ -70,9 +70,9 @@ def _distance_title(rows: pd.DataFrame) -> str:
     means = rows.pivot_table(index="cell", columns="apart_px", values="gain_share_mean", sort=False)
     near, far = means.columns.min(), means.columns.max()
     named = dict.fromkeys([means[far].idxmax(), means[far].idxmin()])
-    gains = [f"{cell_name(cell)} {means.loc[cell, near]:.2f} → {means.loc[cell, far]:.2f}" for cell in named]
+    gains = [f"{cell_name(cell)} {means.loc[cell, near]:.2f}→{means.loc[cell, far]:.2f}" for cell in named]
     return say(
-        "Of what can be gained from copies {near} → {far} pixels away: {gains} ({seeds} seeds)",
+        "Gain from copies {near} → {far} pixels away: {gains} ({seeds} seeds)",
         near=f"{near:g}", far=f"{far:g}", gains=say("; ").join(gains), seeds=span(rows["n_seeds"]),
     )  # fmt: skip
 

@@ -220,9 +220,8 @@ def local_and_global(measured: Measured) -> Iterator[Finding]:
             reading, _lesson(row), f"{_loss(row)} without", verdict, EXPRESSION,
             claimed="a loss without", evidence=evidence, asked_of=BEYOND,
         )  # fmt: skip
-    whole, piece = "hae, body without attention", "HAE, no Transformer, body without attention"
-    reading = "trained, the Transformer helps to relate a cell to its copy elsewhere"
-    yield from readings_without(measured, "reach", piece, whole, reading, "gain_by_distance")
+    reading = "trained, in a body without attention, the Transformer helps to relate a cell to its copy"
+    yield from readings_without(measured, "reach", "HAE, no Transformer", "HAE", reading, "gain_by_distance")
 
 
 def _farthest(grid: TokenGrid) -> int:

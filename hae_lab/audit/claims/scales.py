@@ -76,9 +76,8 @@ def three_scales(measured: Measured) -> Iterator[Finding]:
             REACH,
             way="document",
         )
-    whole, piece = "hae, body without attention", "HAE, no regional tokens, body without attention"
     reading = "trained, tokens of patches help where one object is there at two scales"
-    yield from readings_without(measured, "scales", piece, whole, reading, "gain_shares_scales")
+    yield from readings_without(measured, "scales", "HAE, no regional tokens", "HAE", reading, "gain_shares_scales")
 
 
 def _scales_seen(grid: TokenGrid) -> list[int]:
