@@ -15,7 +15,7 @@ import hae_lab
 from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config, rules
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.models.hybrid import MSTB, HybridBlock
+from hae_lab.models.hybrid import MSTB, HybridBlock, redraw_masks
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm, timestep_embedding
 from hae_lab.models.slots import BottleneckMLP
 from hae_lab.rules import mask_for
@@ -269,6 +269,14 @@ def test_dropout_is_handed_to_every_block(variant):
 @hybrid_variants
 def test_mask_is_not_part_of_the_weights(variant):
     assert not list(build(variant, "tiny").buffers())
+
+
+def test_redrawn_masks_are_those_of_a_model_built_with_that_seed():
+    model, other = (with_parity_weights(build("hae", "tiny", mask_seed=seed)).eval() for seed in (0, 5))
+    inputs = sample_inputs(model.config)
+    assert not torch.equal(model(**inputs), other(**inputs))
+    redraw_masks(model, 5)
+    assert torch.equal(model(**inputs), other(**inputs))
 
 
 # meta device
