@@ -60,11 +60,12 @@ def real_inputs(model_config, batch=2):
     return x, torch.arange(batch) + 1.0, *labels
 
 
-def check(model_config, **settings):
+def check(model_config, kernel=None, frozen=False):
     model = build(model_config)
     for module in model.modules():
         if isinstance(module, SparseMultiheadAttention):
-            module.kernel = settings.get("kernel", module.kernel)
+            module.kernel = kernel
+            module.in_proj_weight.requires_grad_(not frozen)
     frame = backward_macs(model, batch=2)
     assert frame["macs_step"].sum() == real_step_macs(model, *real_inputs(model_config))
     assert frame["macs_forward"].sum() == compute(model, batch=2)["macs_run"].sum()
@@ -101,6 +102,14 @@ def test_a_real_backward_pass_agrees_for_every_kernel(kernel):
 )
 def test_a_real_backward_pass_agrees_for_other_settings(changes):
     assert set(check(config("hae", "tiny", **changes))["counted_by"]) == {"formula"}
+
+
+def test_a_real_backward_pass_agrees_for_frozen_projections():
+    trained, frozen = (check(config("v2", "lesson16"), frozen=each).set_index("path") for each in (False, True))
+    assert set(frozen["counted_by"]) == {"formula"}
+    less = trained["macs_backward"] - frozen["macs_backward"]
+    assert less[less > 0].index.str.endswith("multihead_attn").all()
+    assert less.sum() > 0
 
 
 def test_a_checkpoint_runs_its_functions_again():
@@ -189,6 +198,9 @@ def test_a_module_called_twice_adds_up():
     layer = nn.Linear(5, 5)
     frame = backward_macs(nn.Sequential(layer, nn.ReLU(), layer), inputs=torch.zeros(2, 5))
     assert frame[["calls", *MACS]].to_numpy().tolist() == [[2, 2 * 50, 3 * 50, 0]]
+    phases = ("forward", "backward", "recomputed", "step")
+    counts = [f"{unit}_{phase}" for unit in ("macs", "flops") for phase in phases]
+    assert list(frame) == ["path", "module", "calls", *counts, "gradients", "counted_by", "note"]
 
 
 def test_attention_of_torch_agrees_with_a_real_pass():

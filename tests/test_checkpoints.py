@@ -136,8 +136,9 @@ def test_what_no_model_without_classes_uses_may_be_missing():
     model = with_parity_weights(build(TINY.replace(num_classes=None)))
     state = {name: weight for name, weight in model.state_dict().items() if ".encoder_kv." not in name}
     assert len(state) < len(model.state_dict())
-    with pytest.warns(UserWarning, match="no encoder_kv"):
+    with pytest.warns(UserWarning, match="no encoder_kv") as notices:
         loaded = load_checkpoint(state, model.config)
+    assert [notice.filename for notice in notices] == [__file__]  # the user's line
     inputs = sample_inputs(model.config)
     assert torch.equal(loaded(**inputs), model.eval()(**inputs))
     # a model with classes needs them: its class tokens are keys

@@ -180,6 +180,14 @@ def test_blocks_that_run_together_read_equally_many_keys(monkeypatch, scores):
         assert_equal_to_reference(mask, ["columns"])
 
 
+@pytest.mark.parametrize(("side", "length", "together"), [(8, 16, 4), (16, 16, 16), (32, 64, 1)])
+def test_blocks_are_half_an_interval_and_small_ones_run_together(side, length, together):
+    """Intervals are a tenth of 69, 276 and 1104 tokens; two blocks of 64 pass 2**14 scores, as 174 keys are read."""
+    mask = mask_for("document", TokenGrid(side, side))
+    chunks = columns._chunks(replace(mask, extra=mask.extra[..., :0]), 0)
+    assert {queries.shape for queries, _ in chunks} == {(together, length)}
+
+
 def test_kernel_can_be_set_later():
     layer = SparseMultiheadAttention(CHANNELS, HEADS)
     mask = mask_for("document", TokenGrid(8, 8))

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hae_lab import HAELabError, build, config
 from hae_lab.profilers.memory import memory_totals, training_memory
-from hae_lab.profilers.steps import mean_square
+from hae_lab.profilers.steps import inference_step, mean_square, prepare
 from hae_lab.profilers.timing import peak_bytes
 from hae_lab.rules import RULES
 
@@ -187,6 +187,13 @@ def test_saved_bytes_grow_with_the_batch_and_parameters_do_not():
     one, four = (memory_totals(config("hae", "lesson16"), batch=batch) for batch in (1, 4))
     assert four["params_bytes"] == one["params_bytes"]
     assert four["saved_bytes"] == pytest.approx(4 * one["saved_bytes"], rel=0.01)
+    assert training_memory(config("hae", "lesson16"))["saved_bytes"].sum() == one["saved_bytes"]  # batch=1
+
+
+def test_what_a_model_makes_once_is_no_memory_of_a_pass():
+    masks_of_its_own = config("v2", "lesson16", mask_seed=20_501)  # whose plans nothing has made
+    first, second = (inference_step(*prepare(masks_of_its_own, 1, None)) for _ in range(2))
+    assert [each.bytes for each in first.storages] == [each.bytes for each in second.storages]
 
 
 @pytest.mark.parametrize("rule", RULES)

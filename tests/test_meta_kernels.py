@@ -4,8 +4,10 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hae_lab import config
+from hae_lab import build, config
 from hae_lab.profilers import compute, memory_totals, meta_kernels, training_memory
 from hae_lab.profilers.meta_kernels import Remembering
 
@@ -57,6 +59,33 @@ def test_what_is_known_takes_new_memory_and_as_much():
         first, second = x.exp(), x.exp()
     assert first.untyped_storage()._cdata != second.untyped_storage()._cdata
     assert second.untyped_storage().nbytes() == 7 * 9 * 4
+
+
+class Sharing(TorchDispatchMode):
+    """Names the operators whose outputs lie in the memory of their inputs, beside those that write in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        given, made = (
+            {leaf.untyped_storage()._cdata for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
+            for values in ((args, kwargs), out)
+        )
+        if given & made and not operator._schema.is_mutable:
+            self.found.add(operator)
+        return out
+
+
+def test_what_shares_memory_is_known_for_a_view():
+    with torch.device("meta"), Sharing() as sharing:
+        model = build(TINY)
+        model(torch.empty(2, 1, 16, 16), torch.empty(2)).sum().backward()
+    assert len(sharing.found) > 5
+    assert [operator for operator in sharing.found if not meta_kernels.is_view(operator)] == []
+    assert torch.ops.aten._unsafe_view.default in sharing.found  # which torch does not call a view
 
 
 def test_in_place_gives_back_the_tensor_itself_and_shapes_change_each_time():

@@ -15,7 +15,7 @@ import hae_lab
 from hae_lab import VARIANTS, HAEConfig, HAELabError, build, config, rules
 from hae_lab.masks import SparseMask, TokenGrid
 from hae_lab.models.attention import SparseMultiheadAttention
-from hae_lab.models.hybrid import MSTB, HybridBlock
+from hae_lab.models.hybrid import MSTB, HybridBlock, redraw_masks
 from hae_lab.models.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm, timestep_embedding
 from hae_lab.models.slots import BottleneckMLP
 from hae_lab.rules import mask_for
@@ -271,7 +271,29 @@ def test_mask_is_not_part_of_the_weights(variant):
     assert not list(build(variant, "tiny").buffers())
 
 
+def test_tokens_are_of_the_scales_of_the_map_or_of_those_given():
+    block = next(module for module in build("hae", "tiny").modules() if isinstance(module, MSTB))
+    x = torch.linspace(-1, 1, block.local_norm.normalized_shape[0] * 64).reshape(1, -1, 8, 8)
+    tokens = block.tokens(x)
+    assert tokens.shape[:2] == (1, 64 + 4 + 1)  # pixels, patches of 4 x 4, of 8 x 8
+    assert torch.equal(block.tokens(x, (4,)), tokens[:, : 64 + 4])
+
+
+def test_redrawn_masks_are_those_of_a_model_built_with_that_seed():
+    model, other = (with_parity_weights(build("hae", "tiny", mask_seed=seed)).eval() for seed in (0, 5))
+    inputs = sample_inputs(model.config)
+    assert not torch.equal(model(**inputs), other(**inputs))
+    redraw_masks(model, 5)
+    assert torch.equal(model(**inputs), other(**inputs))
+
+
 # meta device
+
+
+def test_stem_and_last_convolution_are_as_wide_as_the_finest_level():
+    with torch.device("meta"):
+        model = build("unet", "tiny", model_channels=16, channel_mult=(3, 1, 2))
+    assert model.input_blocks[0][0].out_channels == model.out[-1].in_channels == 3 * 16
 
 
 @every_variant
@@ -763,6 +785,19 @@ def test_input_of_another_precision_is_refused_with_both(tiny, dtype):
 def test_model_in_double_precision_takes_double_input():
     model = build("lite", "tiny").double()
     assert model(X.double(), T).dtype == torch.float64
+
+
+def test_norms_may_stay_in_single_precision_as_guided_diffusion_keeps_them():
+    model = with_parity_weights(build("hae", "tiny")).eval()
+    inputs = sample_inputs(model.config)
+    right = model(**inputs)
+    model.bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.float()
+    found = model(**inputs | {"x": inputs["x"].bfloat16()})
+    assert found.dtype == torch.bfloat16
+    assert (found - right).norm() < 0.05 * right.norm()
 
 
 @pytest.mark.parametrize("block", [MSTB, face("MultiScaleSparseTransformerBlock", "v2")])

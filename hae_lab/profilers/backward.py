@@ -25,10 +25,10 @@ FLOPS = ["flops_forward", "flops_backward", "flops_recomputed"]
 
 
 class Gradients(NamedTuple):
-    """MACs of the backward pass of one call: of gradients, and of forward work done again inside the same operators."""
+    """MACs of the backward pass of one call: of gradients, and of forward work done again that no operator tells."""
 
     macs: int
-    again: int = 0
+    hidden: int = 0
 
 
 def _weighted(call: StepCall) -> Gradients:
@@ -36,16 +36,9 @@ def _weighted(call: StepCall) -> Gradients:
     return Gradients(call.macs * (call.input_needs_grad + call.module.weight.requires_grad))
 
 
-def _body_attention(call: StepCall) -> Gradients:
-    """Products of queries with keys and of weights with values: two each backward; fused, the first runs again."""
-    return Gradients(2 * call.macs, call.macs // 2 if call.fused else 0)
-
-
-def _multihead_attention(call: StepCall) -> Gradients:
-    """torch's layer, all of it trained: projections like linear layers, scores and values like all attention."""
-    query, key = (_argument(call, index, name) for index, name in enumerate(("query", "key")))
-    keys = key.shape[1] if call.module.batch_first and key.dim() == 3 else key.shape[0]
-    return Gradients(2 * call.macs, query.numel() * keys if call.fused else 0)
+def _attention(call: StepCall) -> Gradients:
+    """Scores and values: two products backward for one forward; so have torch's projections, all of them trained."""
+    return Gradients(2 * call.macs)
 
 
 def _sparse_attention(call: StepCall) -> Gradients:
@@ -54,16 +47,14 @@ def _sparse_attention(call: StepCall) -> Gradients:
     (batch, _, channels), (first, stop) = _argument(call, 0, "tokens").shape, mask.span
     projections = batch * (mask.grid.n_local + 2 * (stop - first)) * channels**2
     attended = call.macs - projections
-    kernel = kernel_name(mask, attention.heads, attention.kernel)
-    again = attended // 2 if call.fused else 0
-    if kernel == "columns":
+    hidden = 0
+    if kernel_name(mask, attention.heads, attention.kernel) == "columns":
         heads = attention.heads // mask.groups
         plans = cast(Iterable[ColumnPlan], plan_of(column_plans, mask, attention.heads, torch.device("cpu")))
         slices = heads * sum(map(_slice_pairs, plans))
-        again = batch * slices * channels // attention.heads
-    return Gradients(
-        projections * (call.input_needs_grad + attention.in_proj_weight.requires_grad) + 2 * attended, again
-    )
+        hidden = batch * slices * channels // attention.heads
+    gradients = projections * (call.input_needs_grad + attention.in_proj_weight.requires_grad) + 2 * attended
+    return Gradients(gradients, hidden)
 
 
 def _slice_pairs(plan: ColumnPlan) -> int:
@@ -81,8 +72,8 @@ _WEIGHTED = (
 # by the forward function, so that a subclass with another one is not mistaken for its parent
 GRADIENTS: dict[Any, Callable[[StepCall], Gradients]] = {
     **{kind.forward: _weighted for kind in _WEIGHTED},
-    nn.MultiheadAttention.forward: _multihead_attention,
-    AttentionBlock.forward: _body_attention,
+    nn.MultiheadAttention.forward: _attention,
+    AttentionBlock.forward: _attention,
     SparseMultiheadAttention.forward: _sparse_attention,
 }
 
@@ -124,9 +115,7 @@ def _rows(calls: list[StepCall]) -> list[dict[str, Any]]:
     formula = GRADIENTS.get(type(first.module).forward)
     if formula is not None:
         parts = [formula(call) if call.reached else Gradients(0) for call in calls]
-        gradients, inside = sum(part.macs for part in parts), sum(part.again for part in parts)
-        # operators of the kernel `columns` do not say which of their work is done again
-        hidden = inside if first.module.__class__ is SparseMultiheadAttention and not first.fused else 0
+        gradients, hidden = sum(part.macs for part in parts), sum(part.hidden for part in parts)
         if gradients + hidden == backward:
             backward, again, counted_by = gradients, again + hidden, "formula"
     if forward or backward or again:

@@ -52,6 +52,11 @@ def run(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return out
 
 
+def is_view(operator: Any) -> bool:
+    """Whether what an operator gives is the memory of what it takes, seen otherwise."""
+    return operator.is_view or operator is torch.ops.aten._unsafe_view.default  # whose schema does not say so
+
+
 def _described(values: Any) -> tuple[Any, ...]:
     """Arguments as a key: tensors by shape, strides and type, all else by type and value, since 1 equals 1.0."""
     found: list[Any] = []
@@ -75,7 +80,7 @@ def _result(operator: Any, args: tuple[Any, ...], out: Any) -> Any:
     several = isinstance(out, list | tuple)
     outputs = list(out) if several else [out]
     fresh = all(each is None or (isinstance(each, Tensor) and _is_plain(each)) for each in outputs)
-    if operator.is_view or not fresh or any(result.alias_info for result in operator._schema.returns):
+    if is_view(operator) or not fresh or any(result.alias_info for result in operator._schema.returns):
         return None
     return type(out) if several else _only, [
         None if each is None else (tuple(each.shape), each.stride(), each.dtype) for each in outputs

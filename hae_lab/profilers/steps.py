@@ -103,7 +103,6 @@ class StepCall(Call):
     parent: "StepCall | None"
     input_needs_grad: bool = False
     reached: bool = False  # a gradient came back to it
-    fused: bool = False  # its attention ran in the fused kernel
     macs_by: Counter[str] = field(default_factory=Counter)
     bytes_by: Counter[str] = field(default_factory=Counter)
 
@@ -427,7 +426,7 @@ class StepRecorder(TorchDispatchMode):
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = meta_kernels.run(operator, args, kwargs or {})
-        if self.blind or operator.is_view:
+        if self.blind or meta_kernels.is_view(operator):
             return out
         call, phase = self._owner(), self._phase()
         if phase != UPDATE:
@@ -546,7 +545,6 @@ class FusedAttention(TorchFunctionMode):
         if not fused:
             with torch._C.DisableTorchFunction():
                 return self.plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
-        self.recorder._owner().fused = True
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
         scale = options.get("scale")
