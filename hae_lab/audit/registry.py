@@ -126,9 +126,9 @@ def draw_roofline(rows: pd.DataFrame) -> plots.Chart:
     return plots.roofline(of_one_computer(step))
 
 
-def draw_gain_shares(rows: pd.DataFrame, study: str = "twins") -> plots.Chart:
-    """The shares of one study on one data set."""
-    return plots.gain_shares(rows[rows["study"] == study])
+def draw_gain_shares(rows: pd.DataFrame) -> plots.Chart:
+    """The shares of the study of twins."""
+    return plots.gain_shares(rows[rows["study"] == "twins"])
 
 
 def draw_reach(rows: pd.DataFrame) -> plots.Chart:
@@ -177,6 +177,7 @@ FIGURES: dict[str, FigureSource] = {
     "quality_verdicts": FigureSource(plots.quality_verdicts, ("quality_differences",)),
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
+    "quality_forest_scales": FigureSource(plots.forest, ("study_scales",)),
     "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
     "gain_by_distance": FigureSource(draw_reach, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),

@@ -77,7 +77,7 @@ def three_scales(measured: Measured) -> Iterator[Finding]:
             way="document",
         )
     reading = "trained, tokens of patches help where one object is there at two scales"
-    yield from readings_without(measured, "scales", "HAE, no regional tokens", "HAE", reading, "gain_shares_scales")
+    yield from readings_without(measured, "scales", "HAE, no regional tokens", "HAE", reading, "quality_forest_scales")
 
 
 def _scales_seen(grid: TokenGrid) -> list[int]:
