@@ -8,6 +8,7 @@ from hae_lab import HAELabError, build
 from hae_lab.audit import clone, verdicts
 from hae_lab.audit.bench_attention import FLEX, NATIVE
 from hae_lab.audit.claims import ledger
+from hae_lab.audit.claims.quality import readings_without
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.measured import Measured
 from hae_lab.masks import TokenGrid
@@ -424,6 +425,25 @@ def test_a_study_at_equal_macs_is_read_by_variants(monkeypatch):
         "holds",
         "does not hold",
     ]
+
+
+@pytest.mark.parametrize(
+    ("without", "margin", "verdict"),
+    [(0.09, 2, "holds"), (0.07, 2, "does not hold"), (0.08, 2, "does not hold"), (0.08, 0.001, "cannot tell")],
+)
+def test_a_piece_helps_where_the_same_without_it_is_worse(without, margin, verdict, monkeypatch):
+    cells = {"HAE": 0.08, "HAE, no Transformer": without, "HAE, dense mask": 0.2}
+    near, far = (asked(cells).assign(data=data, reference="HAE", margin_percent=margin) for data in ("near", "far"))
+    far.loc[far["cell"] == "HAE, no Transformer", "loss"] += 0.05
+    monkeypatch.setattr("hae_lab.audit.measured.study_names", lambda: ("asked",))
+    tables = measured(study_asked=pd.concat([near, far], ignore_index=True))
+    found = list(readings_without(tables, "asked", "HAE, no Transformer", "HAE", "it helps", "a_figure"))
+    assert [(each.scope, each.verdict) for each in found] == [
+        ("near, study asked, 5 seeds", verdict), ("far, study asked, 5 seeds", "holds")
+    ]  # fmt: skip
+    assert {(each.claimed, each.evidence.figure) for each in found} == {("better than without", "a_figure")}
+    assert found[1].computed.startswith(f"HAE, no Transformer - HAE {100 * (without + 0.05 - 0.08) / 0.08:+.0f}")
+    assert not list(readings_without(tables, "another", "HAE, no Transformer", "HAE", "it helps", "a_figure"))
 
 
 def test_other_metrics_are_read_at_equal_steps_alone(monkeypatch):
