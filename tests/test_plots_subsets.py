@@ -12,13 +12,15 @@ from hae_lab.audit.clone import read_table
 
 # of two cells or more
 COMPARISONS = {"quality_verdicts", "quality_forest", "quality_forest_digits", "loss_by_quartile", "how_many_seeds"}
+BESIDE_THE_UNET = {"quality_forest_scales"}  # whose cells are compared with a U-Net
 OF_HYBRID_BLOCKS = {"published_counts", "hybrid_blocks", "what_a_model_needs", "roofline"}
 REFUSED = {
     ("unet",): COMPARISONS | OF_HYBRID_BLOCKS,
-    ("hae",): {"quality_verdicts", "how_many_seeds", "roofline"},  # its studies have controls, which are cells too
-    ("lite",): COMPARISONS | {"roofline"},
-    ("v2",): COMPARISONS,
-    ("hae", "v2"): set(),
+    # its studies have controls, which are cells too
+    ("hae",): {"quality_verdicts", "how_many_seeds", "roofline"} | BESIDE_THE_UNET,
+    ("lite",): COMPARISONS | {"roofline"} | BESIDE_THE_UNET,
+    ("v2",): COMPARISONS | BESIDE_THE_UNET,
+    ("hae", "v2"): BESIDE_THE_UNET,
     ("unet", "lite"): {"how_many_seeds", "roofline"},
 }
 

@@ -56,7 +56,7 @@ def test_committed_table_is_what_the_code_makes(made, name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_a_function_of_its_committed_tables(made, name):
     source = FIGURES[name]
-    figure = source.draw(*(tables.read(ROOT / "data" / f"{table}.csv") for table in source.tables))
+    figure = reproduce.draw(source, lambda table: tables.read(ROOT / "data" / f"{table}.csv"))
     png = figure.png()
     assert png == (made / "figures" / f"{name}.png").read_bytes()
     skip_if_drawn_by_another_version()
