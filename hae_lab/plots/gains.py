@@ -12,6 +12,7 @@ from hae_lab.plots.verdicts import KNOWN_WORSE, MEAN, cell_name, cell_styles, ce
 from hae_lab.presets import VARIANTS, variant_title
 from hae_lab.study.grid import CONTROL, QUESTION
 
+SHARE = "share of the possible gain\nmean and 95 % interval (seeds)"
 AT_COST = PALETTE[4]  # cells at equal cost: the same colour for all, since their names say what they are
 
 
@@ -34,7 +35,7 @@ def gain_shares(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = None,
     own.set_yticks(rows.index, [_name(row.cell, row.n_seeds) for row in rows.itertuples()])
     own.invert_yaxis()
     own.set_xlim(0, max(0.5, rows["gain_share_ci_high"].max() * 1.1))
-    own.set_xlabel("share of the possible gain\nmean and 95 % interval (seeds)")
+    own.set_xlabel(SHARE)
     own.grid(axis="y", visible=False)
     return figure
 
@@ -59,7 +60,7 @@ def gain_by_distance(rows: pd.DataFrame, *, palette: Mapping[str, str] | None = 
         own.errorbar(x, mean, yerr=arms, capsize=3, linewidth=1.5, markersize=7, **styles[cell])
     own.set_xticks(list(places.values()), [f"{apart:g}" for apart in places])
     own.set_xlabel("from a cell to its copy, pixels")
-    own.set_ylabel("share of the possible gain\nmean and 95 % interval (seeds)")
+    own.set_ylabel(SHARE)
     own.grid(axis="x", visible=False)
     cells_legend(figure, styles, "", ax)
     return figure
