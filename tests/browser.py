@@ -24,6 +24,7 @@ QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
 )  # fmt: skip
+PATIENCE_S = 300  # a computer may be busy: a wait ends when what it waits for is there
 PROJECTOR = {"width": 1280, "height": 960}
 SETTINGS = {
     # a pop-up about news would cover the page; the tests work on copies that need no saving
@@ -68,8 +69,9 @@ def chromium_page(**options) -> Iterator[tuple]:
     except ImportError:
         missing("playwright")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=QUIET, timeout=1000 * PATIENCE_S)
         page = browser.new_context(viewport=PROJECTOR, **options).new_page()
+        page.set_default_timeout(1000 * PATIENCE_S)
         watched = Watched()
         watched.watch(page)
         try:
@@ -94,7 +96,7 @@ class Lab:
 
 
 @contextmanager
-def jupyter_lab(root: Path, home: Path, seconds: float = 60) -> Iterator[Lab]:
+def jupyter_lab(root: Path, home: Path) -> Iterator[Lab]:
     """JupyterLab over the files in `root`; its settings and state lie in `home`, not in the user's."""
     lab = Lab(_free_port(), secrets.token_hex(16))
     for name, values in SETTINGS.items():
@@ -104,11 +106,11 @@ def jupyter_lab(root: Path, home: Path, seconds: float = 60) -> Iterator[Lab]:
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(_command(lab, root), env=_environment(home), stdout=log, stderr=log)
         try:
-            _wait_for(lab, server, seconds, home / "server.log")
+            _wait_for(lab, server, home / "server.log")
             yield lab
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(PATIENCE_S)
 
 
 def _command(lab: Lab, root: Path) -> list[str]:
@@ -134,8 +136,8 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(lab: Lab, server: subprocess.Popen, seconds: float, log: Path) -> None:
-    end = time.monotonic() + seconds
+def _wait_for(lab: Lab, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and server.poll() is None:
         try:
             with urllib.request.urlopen(lab.url("api/status"), timeout=5):
@@ -150,10 +152,10 @@ def open_notebook(page, lab: Lab, path: str) -> None:
     page.goto(lab.url(f"lab/tree/{path}?reset"))
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     # earlier signs of an idle kernel come before it is attached, and Run All would then ask which kernel to use
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
 
 
-def run_all(page, seconds: float = 90) -> None:
+def run_all(page) -> None:
     """Run all cells, and wait until each has its number. The notebook must have come without outputs."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -161,8 +163,7 @@ def run_all(page, seconds: float = 90) -> None:
         """() => {
           const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")];
           return prompts.length > 0 && prompts.every((prompt) => /^\\[\\d+\\]:$/.test(prompt.textContent.trim()));
-        }""",
-        timeout=1000 * seconds,
+        }"""
     )
 
 
@@ -172,14 +173,14 @@ def output_kinds(page) -> list[str]:
     return outputs.evaluate_all("outputs => outputs.map((output) => output.dataset.mimeType)")
 
 
-def when_changed(page, look: Callable[[], object], before: object, seconds: float = 10) -> object:
-    """What `look` returns once it differs from `before`. Fails if it does not within some seconds."""
-    end = time.monotonic() + seconds
+def when_changed(page, look: Callable[[], object], before: object) -> object:
+    """What `look` returns once it differs from `before`. Fails if it never does."""
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if (now := look()) != before:
             return now
         page.wait_for_timeout(50)
-    raise AssertionError(f"nothing changed within {seconds} s")
+    raise AssertionError(f"nothing changed within {PATIENCE_S} s")
 
 
 def keep_picture(of, name: str) -> None:

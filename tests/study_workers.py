@@ -68,7 +68,12 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | more
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool], seconds: float = 10) -> None:
+def has_kept(study: Study, store: Path) -> bool:
+    """Whether a run of the study is in its store: a trial that ended may not be there yet."""
+    return store.exists() and not study.log(store).empty
+
+
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool], seconds: float = 120) -> None:
     """SIGKILL at the moment when this is so; its workers end by themselves in so many seconds."""
     while not reached():
         assert process.poll() is None

@@ -21,20 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 START, MASKS = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("00_start_here", "07_sparse_masks"))
 BAD_OUTPUTS = {"application/vnd.jupyter.error", "application/vnd.jupyter.stderr"}
-# Milliseconds from a click on a point of the canvas to the next picture of the numbers
-TIME_A_CLICK = """async ([x, y]) => {
-  const [canvas, numbers] = ["canvas.hae-grids", ".hae-numbers"].map((name) => document.querySelector(name));
-  const box = canvas.getBoundingClientRect();
-  const start = performance.now();
-  const changed = new Promise((done) => {
-    const watcher = new MutationObserver(() => { watcher.disconnect(); requestAnimationFrame(done); });
-    watcher.observe(numbers, { childList: true, characterData: true, subtree: true });
-  });
-  const point = { clientX: box.x + x, clientY: box.y + y, bubbles: true, pointerId: 1 };
-  canvas.dispatchEvent(new PointerEvent("pointerdown", point));
-  await changed;
-  return performance.now() - start;
-}"""
 
 
 def stage(path: Path, folder: Path) -> str:
@@ -72,7 +58,7 @@ class Explorer:
         return self.page.locator(".hae-numbers").first.inner_text()
 
     def wait_for(self, text: str) -> None:
-        self.page.locator(".hae-numbers", has_text=text).first.wait_for(timeout=10_000)
+        self.page.locator(".hae-numbers", has_text=text).first.wait_for()
 
 
 def check_explorer(page) -> None:
@@ -94,18 +80,6 @@ def check_explorer(page) -> None:
 
     page.locator(".widget-dropdown", has_text="rule").first.locator("select").select_option("window2d")
     when_changed(page, explorer.picture, picture)
-
-
-def check_speed(page) -> float:
-    """Milliseconds from a click on a map of 64 x 64 until the new numbers are painted: the second fastest of seven.
-
-    The computer may be busy with other tests; what is asked is what the explorer needs.
-    """
-    explorer = Explorer(page)
-    slide(page, "map", "End")
-    explorer.wait_for("of 4,416")
-    times = sorted(page.evaluate(TIME_A_CLICK, [40 + 20 * index, 80]) for index in range(7))
-    return times[1]
 
 
 def take_picture(page) -> None:
@@ -147,10 +121,8 @@ def test_the_masks_can_be_touched(tmp_path):
         kinds = output_kinds(page)
         check_explorer(page)
         keep_picture(page, MASKS.stem)
-        milliseconds = check_speed(page)
         take_picture(page)
     assert kinds
     assert BAD_OUTPUTS.isdisjoint(kinds)
-    assert milliseconds < 300
     assert watched.hosts() == {lab.host}
     assert watched.complaints == []

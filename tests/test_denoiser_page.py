@@ -133,7 +133,7 @@ def test_the_page_draws_the_sample_of_torch(lesson_page):
     model, noise = lesson_model("v2"), starting_noise(COUNT, (1, 32, 32), seed=3)
     with chromium_page(offline=True) as (page, watched):
         page.goto(lesson_page.as_uri())
-        page.locator(".hae-denoiser[data-ready]").wait_for(timeout=120_000)
+        page.locator(".hae-denoiser[data-ready]").wait_for()
         for label, steps in ((1, 25), (-1, 25), (0, 5)):
             page.locator("select[name=label]").select_option(str(label))
             page.locator("select[name=steps]").select_option(str(steps))
@@ -147,7 +147,7 @@ def test_the_page_draws_the_sample_of_torch(lesson_page):
         keep_picture(page, "denoiser")
         before = pixels(page)
         page.locator("button[name=draw]").click()
-        page.locator(".hae-status", has_text="step 5 of 5").wait_for(timeout=60_000)
+        page.locator(".hae-status", has_text="step 5 of 5").wait_for()
         assert (pixels(page) != before).any()
     assert watched.hosts() == set()
     assert {url.split(":")[0] for url in watched.urls} <= {"file", "data", "blob"}

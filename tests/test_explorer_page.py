@@ -53,7 +53,7 @@ def explorer(tmp_path_factory):
     path.write_text(f"<!doctype html><meta charset='utf-8'><title>explorer</title>{page_html()}", encoding="utf-8")
     with chromium_page(offline=True) as (page, watched):
         page.goto(path.as_uri())
-        page.locator(".hae-numbers td").first.wait_for(timeout=60_000)
+        page.locator(".hae-numbers td").first.wait_for()
         yield page
         keep_picture(page, "explorer_page")
         assert watched.complaints == []
@@ -68,7 +68,6 @@ def choose(page, rule: str, side: int) -> None:
         "([rule, tokens]) => { const root = document.querySelector('.hae-explorer');"
         " return root.explorer.get('label').startsWith(`${rule}:`) && root.innerText.includes(tokens); }",
         arg=[rule, tokens],
-        timeout=20_000,
     )
 
 

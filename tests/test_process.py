@@ -154,7 +154,7 @@ def test_the_command_stops_with_130_and_the_same_command_continues(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     found = re.search(r"hae-lab: stopped after step ([\d,]+) of 2,000; kept in", errors)
     assert found, errors
     assert process.returncode == 130

@@ -137,9 +137,9 @@ def full(folder: Path) -> subprocess.Popen:
 def test_killed_in_a_study_and_in_a_lesson_it_ends_with_the_same_tables(small_clone):
     killed, straight = small_clone("killed"), small_clone("straight")
     marks = killed / "marks"
-    kill_when(full(killed), lambda: len(os.listdir(marks)) >= 8, 30)  # of 12: in the second study
+    kill_when(full(killed), lambda: len(os.listdir(marks)) >= 8)  # of 12: in the second study
     assert [path.name for path in (killed / "data").iterdir()] == ["study_slots.csv"]
-    kill_when(full(killed), lambda: any(killed.glob(f"runs/lessons/*/v2/{STATE}")), 30)
+    kill_when(full(killed), lambda: any(killed.glob(f"runs/lessons/*/v2/{STATE}")))
     assert not (killed / "data" / "lessons.csv").exists()
     for folder in (killed, straight):
         assert full(folder).wait(300) == 0

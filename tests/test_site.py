@@ -287,8 +287,8 @@ def check_page(page, path: Path) -> int:
     """Open a page: pictures load, formulas are set, solutions unfold. Returns the number of formulas."""
     page.goto(path.as_uri())
     formulas = page.locator(".math").count()
-    page.wait_for_function(f"document.querySelectorAll('mjx-container').length === {formulas}", timeout=20_000)
-    page.wait_for_function(LOADED, timeout=10_000)
+    page.wait_for_function(f"document.querySelectorAll('mjx-container').length === {formulas}")
+    page.wait_for_function(LOADED)
     assert page.locator("mjx-merror").count() == 0, path
     assert page.locator("h1").first.inner_text().strip()
     solutions = page.locator("details.hide")
@@ -296,16 +296,16 @@ def check_page(page, path: Path) -> int:
         code = solutions.first.locator(".cell_input, .highlight").first
         assert not code.is_visible()
         solutions.first.locator("summary").click()
-        code.wait_for(state="visible", timeout=5_000)
+        code.wait_for(state="visible")
     return formulas
 
 
 def check_explorer(page, path: Path) -> None:
     """The explorer runs among the styles of the site; what it says is tested in `test_explorer_page.py`."""
     page.goto(path.as_uri())
-    page.locator(".hae-numbers td").first.wait_for(timeout=20_000)
+    page.locator(".hae-numbers td").first.wait_for()
     page.locator("select[name=rule]").select_option("window2d")
-    page.locator(".hae-numbers", has_text="seen").wait_for(timeout=10_000)
+    page.locator(".hae-numbers", has_text="seen").wait_for()
     keep_picture(page, "site_explorer")
 
 
@@ -313,7 +313,7 @@ def check_denoiser(page, path: Path) -> None:
     """The model draws in its frame; that it draws torch's samples is tested in `test_denoiser_page.py`."""
     page.goto(path.as_uri())
     status = page.frame_locator("iframe").locator(".hae-status", has_text="step 25 of 25")
-    status.wait_for(timeout=120_000)
+    status.wait_for()
     keep_picture(page, "site_denoiser")
 
 
@@ -322,7 +322,7 @@ def search(page, folder: Path, word: str) -> None:
     page.goto((folder / "index.html").as_uri())
     page.locator("input[name=q]").first.fill(word)
     page.keyboard.press("Enter")
-    page.locator("#search-results li a").first.wait_for(timeout=10_000)
+    page.locator("#search-results li a").first.wait_for()
     target = page.locator("#search-results li a").first.get_attribute("href")
     assert word in (folder / target.split("#")[0].split("?")[0]).read_text()
 

@@ -31,7 +31,7 @@ def process(*command: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(120)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def scheduler(folder: Path, *workers: tuple[str, ...]) -> Iterator[str]:
         address = json.loads(_wait_for(file).read_text())["address"]
         if workers:
             with cluster.connect(address) as client:
-                client.wait_for_workers(len(workers), timeout=60)
+                client.wait_for_workers(len(workers), timeout=300)
         yield address
 
 
@@ -139,7 +139,7 @@ def test_a_worker_that_vanishes_and_another_that_comes_lose_no_run(tmp_path, mon
     with ExitStack() as stack, scheduler(cluster_folder) as address:
         first = lone_worker(stack, address, cluster_folder / "first")
         with cluster.connect(address) as client:
-            client.wait_for_workers(1, timeout=60)
+            client.wait_for_workers(1, timeout=300)
 
         def move() -> None:
             """The only worker dies in the middle of a run and does not return; later another one comes."""
@@ -169,13 +169,13 @@ def lone_worker(stack: ExitStack, address: str, folder: Path) -> subprocess.Pope
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options]
         running = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    stack.callback(running.wait, 20)
+    stack.callback(running.wait, 120)
     stack.callback(running.terminate)
     return running
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

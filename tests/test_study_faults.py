@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from study_trials import MARKS
-from study_workers import Here, command, drive, environment
+from study_workers import Here, command, drive, environment, has_kept
 
 from hae_lab import HAELabError
 from hae_lab.study import Study
@@ -92,16 +92,17 @@ def test_a_signal_loses_nothing_that_was_finished(tmp_path, sent, status):
     file, marks = declared(tmp_path, "slow"), tmp_path / "marks"
     marks.mkdir()
     variables = environment(**{MARKS: str(marks)})
+    study, store = Study.from_toml(file, trust=True), tmp_path / "s.sqlite"
     with (tmp_path / "said.txt").open("w") as said:
         first = subprocess.Popen(command(file, tmp_path), env=variables, stdout=said, stderr=said)
-    while len(list(marks.iterdir())) < 2:
+    while not has_kept(study, store):
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(sent)
     assert first.wait(120) in (status, 128 + sent)
     assert "Traceback" not in (tmp_path / "said.txt").read_text()
-    kept = Study.from_toml(file, trust=True).log(tmp_path / "s.sqlite")
-    assert set(kept["status"]) <= {"ok"}
+    kept = study.log(store)
+    assert set(kept["status"]) == {"ok"}
 
     subprocess.run(command(file, tmp_path), env=variables, capture_output=True, timeout=300, check=True)
     for ratio, seed in kept[["mlp_ratio", "seed"]].itertuples(index=False):
@@ -126,6 +127,9 @@ def test_a_second_driver_is_refused_and_the_first_goes_on(tmp_path):
         with pytest.raises(HAELabError, match=r"s\.sqlite"):
             study.run(tmp_path / "s.sqlite", progress=False)
         drive(study, tmp_path / "whole.sqlite", Here())
-    assert study.log(tmp_path / "s.sqlite").empty
+    before = study.log(tmp_path / "s.sqlite")
+    assert before.empty
     drive(study, tmp_path / "s.sqlite", Here())
-    assert set(study.log(tmp_path / "s.sqlite")["status"]) == {"ok"}
+    after = study.log(tmp_path / "s.sqlite")
+    assert set(after["status"]) == {"ok"}
+    assert [*before.columns] == [*after.columns]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from study_trials import MARKS
-from study_workers import Here, command, drive, environment, kill_when
+from study_workers import Here, command, drive, environment, has_kept, kill_when
 
 from hae_lab import HAELabError
 from hae_lab.__main__ import main
@@ -230,7 +230,7 @@ def test_a_killed_driver_repeats_nothing_and_ends_with_the_same_tables(tmp_path,
     file.write_text(TOML)
     study, store = Study.from_toml(file, trust=True), tmp_path / "s.sqlite"
     # nobody goes on beside the next driver
-    kill_when(start(file, tmp_path, marks), lambda: len(list(marks.iterdir())) >= 3)
+    kill_when(start(file, tmp_path, marks), lambda: has_kept(study, store))
     before = study.log(store)
     assert set(before["status"]) == {"ok"}
 

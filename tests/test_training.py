@@ -397,12 +397,21 @@ def test_a_state_of_a_version_with_fewer_fields_continues(tmp_path):
 
 
 KILLED_RUN = """
+import itertools
 import sys
+import threading
 import torch
 torch.set_num_threads(1)
+calls = itertools.count(1)
 sys.path.insert(0, {tests!r})
 import test_training
-test_training.quick({folder!r}, recipe=test_training.Recipe(**{recipe!r}), evaluate=test_training.measure)
+
+def measure(model):
+    if next(calls) == 10:  # after 40 of 60 steps it waits to be killed
+        threading.Event().wait()
+    return test_training.measure(model)
+
+test_training.quick({folder!r}, recipe=test_training.Recipe(**{recipe!r}), evaluate=measure)
 """
 
 

@@ -70,14 +70,14 @@ def curves(runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
 
 
 def log(runs: Iterable[Run], store: str | Path) -> pd.DataFrame:
-    """See `Study.log`."""
+    """See `Study.log`; it has the columns of the study also when no run has ended."""
+    runs = list(runs)
     rows = [
         _cell_columns(run.cell) | {"seed": run.seed} | {name: row[name] for name in LOG}
         for run, row in _known(runs, store)
     ]
-    if not rows:
-        return pd.DataFrame(columns=["cell", "data", "seed", *LOG])
-    frame = pd.DataFrame(rows)
+    varied = dict.fromkeys(name for run in runs for name in _cell_columns(run.cell))
+    frame = pd.DataFrame(rows, columns=[*varied, "seed", *LOG])
     return frame.assign(**{name: pd.to_datetime(frame[name], unit="s") for name in ("started", "finished")})
 
 
