@@ -33,7 +33,7 @@ SUITES = {
     "profilers/macs": ("test_compute",),
     "profilers/tracing": ("test_compute",),
     "profilers/backward": ("test_backward_macs",),
-    "profilers/steps": ("test_memory", "test_backward_macs"),
+    "profilers/steps": ("test_memory", "test_backward_macs", "test_layer_times"),
     "profilers/anatomy": ("test_architecture",),
     "profilers/paired": ("test_paired",),
     "study/committed": ("test_study_committed",),

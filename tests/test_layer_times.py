@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hae_lab import HAELabError, build, config
@@ -72,6 +73,20 @@ def test_bytes_and_roof_by_hand(ticking):
     assert row["roof_gflops_per_second"] == pytest.approx(10 * 96 / 176)  # memory is the limit
     assert row["gflops_per_second"] == pytest.approx(96e-9)  # in one second
     assert row["of_roof_percent"] == pytest.approx(100 * 96e-9 / (960 / 176))
+
+
+class Masked(nn.Module):
+    """Attention whose mask torch hands on by name."""
+
+    def forward(self, q: torch.Tensor, kv: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, kv, kv, attn_mask=seen)
+
+
+def test_bytes_of_a_mask_are_read_too(ticking):
+    """2 queries and 3 keys of 4 channels: q, kv once, the mask, the output, and a sum of exponentials a query."""
+    inputs = [torch.zeros(1, 1, *shape) for shape in ((2, 4), (3, 4), (2, 3))]
+    frame = time_by_layer(Masked(), inputs=inputs, repeats=1, backward=False)
+    assert frame["bytes_moved"].sum() == 4 * (8 + 12 + 6 + 8 + 2)
 
 
 def test_columns_say_what_was_measured(rows):

@@ -1,5 +1,7 @@
 """Training memory: followed on meta, against a real step whose allocations torch's profiler reports, and by hand."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +196,21 @@ def test_what_a_model_makes_once_is_no_memory_of_a_pass():
     masks_of_its_own = config("v2", "lesson16", mask_seed=20_501)  # whose plans nothing has made
     first, second = (inference_step(*prepare(masks_of_its_own, 1, None)) for _ in range(2))
     assert [each.bytes for each in first.storages] == [each.bytes for each in second.storages]
+
+
+@lru_cache
+def table() -> torch.Tensor:
+    return torch.ones(1000, device="meta")
+
+
+class ReadsATable(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + table().sum()
+
+
+def test_what_a_function_keeps_from_its_first_call_is_no_memory_of_a_pass():
+    step = inference_step(*prepare(ReadsATable(), 1, torch.zeros(4)))
+    assert [each.bytes for each in step.storages] == [4, 16]  # the sum, and what is returned
 
 
 @pytest.mark.parametrize("rule", RULES)
