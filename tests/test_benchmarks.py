@@ -10,7 +10,16 @@ from torch import nn
 
 import hae_lab.presets
 from hae_lab import HAELabError, build, rules, tables
-from hae_lab.audit import baselines, bench_attention, bench_compile, bench_deployment, bench_layers, benchmarks
+from hae_lab.audit import (
+    baselines,
+    bench_attention,
+    bench_compile,
+    bench_deployment,
+    bench_faster_training,
+    bench_layers,
+    benchmarks,
+)
+from hae_lab.audit.bench_faster_training import Way
 from hae_lab.audit.clone import read_table
 from hae_lab.audit.lessons import lesson_model
 from hae_lab.diffusion.data import phantoms
@@ -280,6 +289,41 @@ def test_compiled_models_run_beside_eager_ones(monkeypatch):
     assert rows["against"].fillna("").tolist() == ["", "eager", "eager"] * 2
     assert rows["verdict"].notna().tolist() == [False, True, True] * 2
     assert set(rows["map"]) == {"16x16"}
+
+
+@pytest.mark.slow
+def test_ways_to_train_faster_are_told_apart_and_train_alike(monkeypatch):
+    monkeypatch.setattr(bench_faster_training, "PRESETS", ("tiny",))
+    monkeypatch.setattr(bench_faster_training.torch, "compile", lambda model, fullgraph: model)
+    rows = bench_faster_training.bench_faster_training().set_index("way")
+    assert list(rows.index) == list(bench_faster_training.WAYS)
+    assert rows.loc["AdamW by tensors", "speed_up"] == 1
+    assert rows["verdict"].notna().tolist() == [False] + 6 * [True]
+    assert rows["batch"].tolist() == [32, 32, 32, 32, 32, 128, 32]
+    assert rows["loss_change_percent"].isna().tolist() == [False, False, False, False, False, True, False]
+    assert rows["loss_change_percent"].max() < 0.1
+
+
+def test_times_of_ways_are_those_of_an_image_and_model(monkeypatch):
+    def rounds(cases, **_) -> pd.DataFrame:
+        return pd.DataFrame(15 * [(64.0, 128.0, 512.0)], columns=[*cases])
+
+    ways = {"AdamW by tensors": Way(), "batch 128": Way(batch=128), "4 models at once": Way(models=4)}
+    stubs = {"start": lambda *_: print, "loss_change_percent": lambda *_: 0.0}
+    for name, value in ({"WAYS": ways, "PRESETS": ("tiny",), "rounds": rounds} | stubs).items():
+        monkeypatch.setattr(bench_faster_training, name, value)
+    rows = bench_faster_training.bench_faster_training()
+    assert rows["ms_median"].tolist() == [2.0, 1.0, 4.0]
+    assert rows["speed_up"].tolist() == [1.0, 2.0, 0.5]
+
+
+def test_a_way_that_does_not_train_is_noticed(monkeypatch):
+    trained = bench_faster_training._losses(Way(), "tiny", "cpu")
+    monkeypatch.setattr(bench_faster_training, "_update", lambda parameters, way: lambda: None)
+    still = bench_faster_training._losses(Way(), "tiny", "cpu")
+    assert trained[0] == still[0]
+    monkeypatch.setattr(bench_faster_training, "_losses", lambda way, *_: still if way.fused else trained)
+    assert bench_faster_training.loss_change_percent(Way(), "tiny") > 10
 
 
 @pytest.mark.slow

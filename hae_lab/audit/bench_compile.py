@@ -37,10 +37,14 @@ def bench_compile(device: str = "cpu", repeats: int = FEWEST) -> pd.DataFrame:
 
 
 def in_rounds(cases: Mapping[str, Callable[[], object]], baseline: str, repeats: int, device: str) -> pd.DataFrame:
+    """Run ways in rounds and compare them."""
+    return compared(rounds(cases, repeats=repeats, device=device), baseline, device)
+
+
+def compared(ms: pd.DataFrame, baseline: str, device: str) -> pd.DataFrame:
     """A row a way: medians and quartiles of its time, and how it compares with the baseline, round by round."""
-    ms = rounds(cases, repeats=repeats, device=device)
     rows = summary(ms, device=device).rename(columns={"case": "way"}).assign(**speed_ups(ms, baseline, "speed_up"))
-    return rows.join(compare(ms, {way: baseline for way in cases if way != baseline}), on="way")
+    return rows.join(compare(ms, {way: baseline for way in ms.columns if way != baseline}), on="way")
 
 
 def _cases(direction: str, batch: int, device: str) -> tuple[dict[str, Callable[[], object]], float]:

@@ -19,6 +19,7 @@ from hae_lab.audit.baselines import document_mask_loop, the_documents_way
 from hae_lab.audit.bench_attention import SHARED, bench_attention, on_map, speed_up
 from hae_lab.audit.bench_compile import bench_compile
 from hae_lab.audit.bench_deployment import bench_deployment
+from hae_lab.audit.bench_faster_training import bench_faster_training
 from hae_lab.audit.bench_layers import bench_layers
 from hae_lab.audit.bench_v3 import bench_v3
 from hae_lab.checks import require, require_name
@@ -41,8 +42,8 @@ COLUMNS = (
     "gflops_per_second", "peak_gflops_per_second", "gbytes_per_second", "step_ms", "overhead_percent", "ms_median",
     "ms_q1", "ms_q3", "speed_up", "speed_up_q1", "speed_up_q3", "compile_s", "speed_up_sdpa", "speed_up_dense",
     "steps", "against", "faster_percent", "p_value", "equal_within_percent", "verdict", "limit", "peak_bytes",
-    "file_bytes", "process_bytes", "loss", "loss_percent", "largest_difference", "repeats", "threads", "clock",
-    "device", "device_name", "system", "python", "torch", "numpy",
+    "file_bytes", "process_bytes", "loss", "loss_percent", "largest_difference", "loss_change_percent", "repeats",
+    "threads", "clock", "device", "device_name", "system", "python", "torch", "numpy",
 )  # fmt: skip
 
 Case = Callable[[], object]
@@ -127,6 +128,7 @@ BENCHMARKS: dict[str, Callable[[str], pd.DataFrame]] = {
     "attention": bench_attention,
     "model": bench_model,
     "training": bench_training,
+    "faster_training": bench_faster_training,
     "layers": bench_layers,
     "v3": bench_v3,
     "compile": bench_compile,
