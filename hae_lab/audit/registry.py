@@ -145,6 +145,11 @@ def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
     return plots.conclusions(rows, promised=DOCUMENT if has_all else ())
 
 
+draw_bottlenecks = partial(plots.dose, x="mlp_ratio")
+draw_masks = partial(plots.dose, x="mask_rule", cost="macs")
+draw_patches = partial(plots.dose, x="patch_sizes", cost="macs")
+
+
 @dataclass(frozen=True)
 class FigureSource:
     """What draws a figure, and the tables that go into it, of one data set's runs alone if `data` names it.
@@ -187,9 +192,12 @@ FIGURES: dict[str, FigureSource] = {
     "loss_by_quartile": FigureSource(plots.loss_by_quartile, ("study_variants",)),
     "slot_ladder": FigureSource(plots.slot_ladder, ("study_slots",), data="twins"),
     "slot_ladder_phantoms": FigureSource(plots.slot_ladder, ("study_slots",), data="phantoms"),
-    "bottleneck_ratio": FigureSource(partial(plots.dose, x="mlp_ratio"), ("study_bottleneck",)),
-    "mask_rule_quality": FigureSource(partial(plots.dose, x="mask_rule", cost="macs"), ("study_masks",)),
-    "patch_size_quality": FigureSource(partial(plots.dose, x="patch_sizes", cost="macs"), ("study_patches",)),
+    "bottleneck_ratio": FigureSource(draw_bottlenecks, ("study_bottleneck",), data="twins"),
+    "bottleneck_ratio_phantoms": FigureSource(draw_bottlenecks, ("study_bottleneck",), data="phantoms"),
+    "mask_rule_quality": FigureSource(draw_masks, ("study_masks",), data="twins"),
+    "mask_rule_quality_phantoms": FigureSource(draw_masks, ("study_masks",), data="phantoms"),
+    "patch_size_quality": FigureSource(draw_patches, ("study_patches",), data="twins"),
+    "patch_size_quality_phantoms": FigureSource(draw_patches, ("study_patches",), data="phantoms"),
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),
