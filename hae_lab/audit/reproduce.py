@@ -30,9 +30,15 @@ ROW_FORMATS = {"csv": tables.to_csv, "tex": tables.to_latex}  # of the rows that
 
 def listed() -> str:
     """What can be made, as lines: the tables, then the figures and what each shows."""
-    shown = [f"  {name:24}{_summary(source.draw)}" for name, source in figures().items()]
+    drawn = figures()
+    width = max(map(len, drawn))
+    shown = [f"  {name:{width}}  {_summary(source.draw)}{_of_data(source)}" for name, source in drawn.items()]
     made = [f"  {name}" for name in (*TABLES, *SLOW_TABLES)]
     return "\n".join(["tables (data/README.md says what a row of each is)", *made, "figures", *shown])
+
+
+def _of_data(source: FigureSource) -> str:
+    return f" Of {source.data}." if source.data else ""
 
 
 def _summary(function: Callable[..., Any]) -> str:
