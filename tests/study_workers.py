@@ -73,12 +73,12 @@ def has_kept(study: Study, store: Path) -> bool:
     return store.exists() and not study.log(store).empty
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool], seconds: float = 120) -> None:
-    """SIGKILL at the moment when this is so; its workers end by themselves in so many seconds."""
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    """SIGKILL at the moment when this is so; its workers end by themselves."""
     while not reached():
         assert process.poll() is None
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert psutil.wait_procs(workers, timeout=seconds)[1] == []
+    assert psutil.wait_procs(workers, timeout=120)[1] == []

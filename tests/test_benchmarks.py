@@ -309,7 +309,7 @@ def test_times_of_ways_are_those_of_an_image_and_model(monkeypatch):
         return pd.DataFrame(15 * [(64.0, 128.0, 512.0)], columns=[*cases])
 
     ways = {"AdamW by tensors": Way(), "batch 128": Way(batch=128), "4 models at once": Way(models=4)}
-    stubs = {"start": lambda *_: print, "loss_change_percent": lambda *_: 0.0}
+    stubs = {"start": lambda *_: print, "losses_of": lambda *_: [1.0]}
     for name, value in ({"WAYS": ways, "PRESETS": ("tiny",), "rounds": rounds} | stubs).items():
         monkeypatch.setattr(bench_faster_training, name, value)
     rows = bench_faster_training.bench_faster_training()
@@ -318,12 +318,11 @@ def test_times_of_ways_are_those_of_an_image_and_model(monkeypatch):
 
 
 def test_a_way_that_does_not_train_is_noticed(monkeypatch):
-    trained = bench_faster_training._losses(Way(), "tiny", "cpu")
+    trained = bench_faster_training.losses_of(bench_faster_training.start(Way(), "tiny"), 16)
     monkeypatch.setattr(bench_faster_training, "_update", lambda parameters, way: lambda: None)
-    still = bench_faster_training._losses(Way(), "tiny", "cpu")
+    still = bench_faster_training.losses_of(bench_faster_training.start(Way(), "tiny"), 16)
     assert trained[0] == still[0]
-    monkeypatch.setattr(bench_faster_training, "_losses", lambda way, *_: still if way.fused else trained)
-    assert bench_faster_training.loss_change_percent(Way(), "tiny") > 10
+    assert bench_faster_training.change_percent(still, trained) > 10
 
 
 @pytest.mark.slow

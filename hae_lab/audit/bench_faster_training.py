@@ -60,12 +60,14 @@ def bench_faster_training(device: str = "cpu", repeats: int = FEWEST) -> pd.Data
 def _of_preset(preset: str, device: str, repeats: int) -> pd.DataFrame:
     size = config(VARIANT, preset).image_size
     steps = {name: start(way, preset, device) for name, way in WAYS.items()}
+    # before anything is timed, for these are the first steps of the same models
+    losses = {name: losses_of(step, size, device) for name, step in steps.items() if WAYS[name].batch == Way.batch}
     inputs = {way.batch: noisy_batch(way.batch, size, device) for way in WAYS.values()}
     cases = {name: partial(step, *inputs[WAYS[name].batch]) for name, step in steps.items()}
     ms = rounds(cases, repeats=repeats, device=device)
     rows = compared(ms / [way.batch * way.models for way in WAYS.values()], BEFORE, device)
     batches = {name: way.batch for name, way in WAYS.items()}
-    changes = {name: loss_change_percent(way, preset, device) for name, way in WAYS.items() if way.batch == Way.batch}
+    changes = {name: change_percent(each, losses[BEFORE]) for name, each in losses.items()}
     rows = rows.assign(loss_change_percent=rows["way"].map(changes), batch=rows["way"].map(batches))
     return rows.assign(variant=VARIANT, preset=preset, map=f"{size}x{size}", **{"pass": "training step"})
 
@@ -104,12 +106,12 @@ def _of_many(models: list[nn.Module], way: Way) -> Step:
     def loss_of(own: dict[str, Tensor], kept: dict[str, Tensor], x: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         return F.mse_loss(functional_call(models[0], (own, kept), (x, timesteps)), noise)
 
-    losses_of = vmap(loss_of, randomness="different")  # dropout
+    each_loss_of = vmap(loss_of, randomness="different")  # dropout
 
     def step(*batch: Tensor) -> float:
         many = (each.expand(way.models, *each.shape) for each in batch)
         with warnings.catch_warnings(action="ignore"):  # torch has no rule for one kernel: it runs model after model
-            losses = losses_of(weights, buffers, *many)  # (models,)
+            losses = each_loss_of(weights, buffers, *many)  # (models,)
         losses.sum().backward()
         update()
         return losses[0].item()
@@ -135,12 +137,11 @@ def noisy_batch(batch: int, size: int, device: str = "cpu", seed: int = 0) -> tu
     return (images + noise).to(device), timesteps.to(device), noise.to(device)
 
 
-def loss_change_percent(way: Way, preset: str, device: str = "cpu") -> float:
-    """The largest difference from the loss of version 0.1.0's loop, step by step, in percent of it."""
-    losses = [_losses(each, preset, device) for each in (way, WAYS[BEFORE])]
-    return 100 * max(abs(one / other - 1) for one, other in zip(*losses, strict=True))
-
-
-def _losses(way: Way, preset: str, device: str) -> list[float]:
-    size, step = config(VARIANT, preset).image_size, start(way, preset, device)
+def losses_of(step: Step, size: int, device: str = "cpu") -> list[float]:
+    """The losses of the first steps, at the batch size of `Recipe`."""
     return [step(*noisy_batch(Way.batch, size, device, seed)) for seed in range(CHECKED_STEPS)]
+
+
+def change_percent(losses: list[float], before: list[float]) -> float:
+    """The largest difference from other losses, step by step, in percent of them."""
+    return 100 * max(abs(one / other - 1) for one, other in zip(losses, before, strict=True))
