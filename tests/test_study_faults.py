@@ -133,3 +133,4 @@ def test_a_second_driver_is_refused_and_the_first_goes_on(tmp_path):
     after = study.log(tmp_path / "s.sqlite")
     assert set(after["status"]) == {"ok"}
     assert [*before.columns] == [*after.columns]
+    assert "mlp_ratio" in after.columns
