@@ -1,5 +1,7 @@
 """Baselines and tables of lesions: against scipy and scikit-learn, on few heads and a model that knows little."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,18 @@ from sklearn.neighbors import NearestNeighbors
 from hae_lab import HAELabError, build, config
 from hae_lab.audit import lesion_tables
 from hae_lab.audit.clone import read_table
-from hae_lab.audit.lesion_tables import TEST, VALIDATION, best_settings, lesion_detection, lesion_sweep
+from hae_lab.audit.lesion_tables import (
+    BRAIN,
+    PHANTOMS,
+    TEST,
+    VALIDATION,
+    best_settings,
+    lesion_detection,
+    lesion_sweep,
+)
 from hae_lab.audit.lessons import LESSON_VARIANTS, RECIPE
 from hae_lab.diffusion.baselines import BASELINES, brightness, depth, mean_head, similar_heads
+from hae_lab.diffusion.brains import mri
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.lesions import TASKS, lesion_task
 from hae_lab.diffusion.quality import SIGNS, difference_maps, restore
@@ -71,26 +82,28 @@ def test_similar_heads_are_those_of_scikit_learn():
 # the tables
 
 
-@pytest.fixture
-def few(monkeypatch):
+@pytest.fixture(params=["lesions", "mri"])
+def few(request, monkeypatch):
     """Small heads, few of them, one start, and a model that has learned nothing."""
-    model = with_parity_weights(build(config("hae", "tiny", num_classes=2))).eval()
-    small = {"SIZE": SIZE, "IMAGES": {VALIDATION: 8, TEST: 6}, "STARTS": (200,), "GUIDANCES": (1.0,), "DRAWS": 1}
-    for name, value in {**small, "lesson_model": lambda variant: model}.items():
+    if request.param == "mri":
+        pytest.importorskip("nilearn", reason="the slices come with the extra mri")
+    size, classes = {"lesions": (SIZE, 2), "mri": (32, None)}[request.param]
+    model = with_parity_weights(build(config("hae", "tiny", image_size=size, num_classes=classes))).eval()
+    small = {"LEARNED": 40, "IMAGES": {VALIDATION: 8, TEST: 6}, "STARTS": (200,), "DRAWS": 1}
+    for name, value in {**small, "lesson_model": lambda variant, data: model}.items():
         monkeypatch.setattr(lesion_tables, name, value)
-    monkeypatch.setattr(
-        lesion_tables, "phantoms", lambda count, *more, **options: phantoms(min(count, 40), *more, **options)
-    )
-    return model
+    heads = {"lesions": PHANTOMS, "mri": BRAIN}[request.param]
+    return replace(heads, size=size, guidances=(1.0,)), model
 
 
 def test_the_sweep_has_every_setting_and_the_best_is_taken(few):
-    sweep = lesion_sweep()
+    heads, _ = few
+    sweep = lesion_sweep(heads)
     settings = len(SIGNS) * len(lesion_tables.WINDOWS)
-    assert len(sweep) == len(TASKS) * (len(BASELINES) + 1) * settings
+    assert len(sweep) == len(heads.tasks) * (len(BASELINES) + 1) * settings
     assert (sweep["n_images"] == 8).all()
     best = best_settings(sweep)
-    assert len(best) == len(TASKS) * (len(BASELINES) + 1)
+    assert len(best) == len(heads.tasks) * (len(BASELINES) + 1)
     for _, row in best.iterrows():
         same = sweep[(sweep["task"] == row["task"]) & (sweep["detector"] == row["detector"])]
         assert row["auroc"] == same["auroc"].max()
@@ -98,6 +111,7 @@ def test_the_sweep_has_every_setting_and_the_best_is_taken(few):
 
 def test_a_detection_by_hand(few):
     """Settings of one detector, scored anew from restored images by scikit-learn."""
+    heads, model = few
     chosen = {
         "task": ["dark"],
         "detector": ["hae"],
@@ -106,12 +120,16 @@ def test_a_detection_by_hand(few):
         "sign": ["dark"],
         "window": [3],
     }
-    rows = lesion_detection(pd.DataFrame(chosen | {"auroc": [0.5]}))
+    rows = lesion_detection(pd.DataFrame(chosen | {"auroc": [0.5]}), heads)
     assert list(rows["detector"]) == list(LESSON_VARIANTS)
-    ill, healthy = lesion_task("dark", 6, SIZE), phantoms(6, SIZE, split="held-out").images
-    labels = torch.zeros(6, dtype=torch.int64)
+    if heads.data == "mri":
+        ill = mri(6, 32, 0, lesions=True, kinds=("dark",), split="held-out")
+        healthy, labels = mri(6, 32, 0, split="held-out").images, None
+    else:
+        ill, healthy = lesion_task("dark", 6, SIZE), phantoms(6, SIZE, split="held-out").images
+        labels = torch.zeros(6, dtype=torch.int64)
     maps, healthy_maps = (
-        difference_maps((x - restore(few, x, RECIPE, start=200, steps=10, labels=labels))[None], "dark", 3).numpy()
+        difference_maps((x - restore(model, x, RECIPE, start=200, steps=10, labels=labels))[None], "dark", 3).numpy()
         for x in (ill.images, healthy)
     )
     inside, masks = (ill.images > -1).numpy(), ill.masks.numpy()
