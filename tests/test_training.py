@@ -703,7 +703,7 @@ def test_a_bar_shows_loss_and_speed_if_asked(capfd):
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     # before 1.13 accelerate looks for the others on a CPU too, and asks where they are
-    with pytest.raises(HAELabError, match="of 2 processes accelerate joins 1|`MASTER_ADDR` env was not set"):
+    with pytest.raises(HAELabError, match=r"of 2 processes accelerate joins 1|`MASTER_ADDR` env was not set"):
         quick()
 
 
