@@ -54,6 +54,13 @@ def test_torch_is_pinned_for_ci_alone():
     assert bounds(PYPROJECT["project"]["dependencies"])["torch"] == SpecifierSet(">=2.4,<3")
 
 
+def test_the_ends_of_the_versions_are_tested_by_the_tools_of_the_extra_test():
+    lines = (ROOT / ".ci" / "tests.in").read_text().splitlines()
+    taken, extra = bounds(lines[1:]), bounds(PYPROJECT["project"]["optional-dependencies"]["test"])
+    assert "pytest" in taken
+    assert {name: extra[name] for name in taken} == taken
+
+
 def test_citation_names_the_audited_works_and_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     cited = {(work["authors"][0]["family-names"], work["year"]) for work in citation["references"]}
