@@ -27,7 +27,7 @@ STAY = {  # names are the same in every language
     *"HAE Lite U-Net MSTB CNN MLP Transformer patch SDPA FlexAttention SiLU GELU GroupNorm LayerNorm Linear".split(),
     *"V2 v3 q1 q2 q3 q4".split(),
     *"C AUROC Holm Page Lu et al AMD EPYC CPU GFLOP GB ms".split(),
-    *"digits twins phantoms scales".split(),  # data sets
+    *"digits twins phantoms scales mri".split(),  # data sets
     *"linear pooled concat mean".split(),  # what a slot holds
     *(*RULES, *FIELDS, *PRESETS, *VARIANTS),
 }

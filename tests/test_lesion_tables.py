@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from parity_data import with_parity_weights
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, uniform_filter
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -25,7 +25,7 @@ from hae_lab.audit.lesion_tables import (
 )
 from hae_lab.audit.lessons import LESSON_VARIANTS, RECIPE
 from hae_lab.diffusion.baselines import BASELINES, brightness, depth, mean_head, similar_heads
-from hae_lab.diffusion.brains import mri
+from hae_lab.diffusion.brains import KINDS, mri
 from hae_lab.diffusion.data import phantoms
 from hae_lab.diffusion.lesions import TASKS, lesion_task
 from hae_lab.diffusion.quality import SIGNS, difference_maps, restore
@@ -149,17 +149,35 @@ def test_a_detection_by_hand(few):
 # the committed rows
 
 
-def test_committed_rows_are_of_the_settings_that_won_on_other_heads():
-    best = best_settings(read_table("lesion_sweep")).set_index(["task", "detector"])
-    found = read_table("lesion_detection")
-    assert len(found) == len(TASKS) * (len(BASELINES) + len(LESSON_VARIANTS))
+@pytest.mark.parametrize(("name", "tasks"), [("lesion", TASKS), ("brain_lesion", KINDS)])
+def test_committed_rows_are_of_the_settings_that_won_on_other_heads(name, tasks):
+    best = best_settings(read_table(f"{name}_sweep")).set_index(["task", "detector"])
+    found = read_table(f"{name}_detection")
+    assert list(found["task"].unique()) == list(tasks)
+    assert len(found) == len(tasks) * (len(BASELINES) + len(LESSON_VARIANTS))
     for row in found.itertuples():
         chosen = best.loc[(row.task, "hae" if row.detector in LESSON_VARIANTS else row.detector)]
         assert (row.sign, row.window) == (chosen["sign"], chosen["window"])
         assert row.image_auroc_low <= row.image_auroc <= row.image_auroc_high
 
 
-def test_depth_cannot_tell_a_lesion_from_its_place():
-    rows = read_table("lesion_detection").query("detector == 'depth'")
-    assert rows["place_auroc"].tolist() == pytest.approx([0.5] * len(TASKS))
-    assert (rows["auroc"] > 0.7).all()
+@pytest.mark.parametrize(("name", "least"), [("lesion", 0.7), ("brain_lesion", 0.55)])
+def test_depth_cannot_tell_a_lesion_from_its_place(name, least):
+    rows = read_table(f"{name}_detection").query("detector == 'depth'")
+    assert rows["place_auroc"].tolist() == pytest.approx([0.5] * len(rows))
+    assert (rows["auroc"] > least).all()
+
+
+def test_a_baseline_on_the_slices_by_hand():
+    """The five nearest of 4,000 healthy slices by scikit-learn, the map of their mean by scipy."""
+    pytest.importorskip("nilearn", reason="the slices come with the extra mri")
+    row = read_table("brain_lesion_detection").query("detector == 'similar_heads' and task == 'equal'").iloc[0]
+    ill, healthy = mri(48, 64, lesions=True, kinds=("equal",), split="held-out"), mri(4000, 64).images
+    flat = [images.flatten(1).numpy() for images in (healthy, ill.images)]
+    nearest = NearestNeighbors(n_neighbors=5).fit(flat[0]).kneighbors(flat[1], return_distance=False)
+    signed = (ill.images.numpy() - healthy.numpy()[nearest].mean(1))[:, 0]
+    gray = {"bright": signed, "dark": -signed, "absolute": np.abs(signed)}[row["sign"]]
+    shares = uniform_filter(np.ones_like(gray), (1, row["window"], row["window"]), mode="constant")
+    maps = uniform_filter(gray, (1, row["window"], row["window"]), mode="constant") / shares  # of pixels in the picture
+    inside, truth = (ill.images > -1)[:, 0].numpy(), ill.masks[:, 0].numpy()
+    assert row["auroc"] == pytest.approx(roc_auc_score(truth[inside], maps[inside]), abs=1e-4)

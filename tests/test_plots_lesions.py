@@ -122,6 +122,14 @@ def test_the_title_names_the_tasks_that_a_model_wins(won, start):
     assert title_of(plots.lesions_found(detection_rows(won))).startswith(start)
 
 
+def test_the_title_names_heads_that_are_no_phantoms():
+    figure = plots.lesions_found(detection_rows(), heads="slices of one average brain")
+    assert title_of(figure).endswith(", in slices of one average brain")
+    equal = plots.lesions_found(detection_rows(("foreign",)).replace({"task": {"foreign": "equal"}}))
+    assert title_of(equal).startswith("Only on isointense lesions")
+    assert "isointense" in [ax.get_title() for ax in equal.axes]
+
+
 def test_a_win_needs_both_scores():
     rows = detection_rows()
     rows.loc[(rows["task"] == "foreign") & (rows["detector"] == "depth"), "auroc"] = 0.99

@@ -11,7 +11,10 @@ from hae_lab.audit import registry, reproduce
 from hae_lab.audit.clone import read_table
 
 # of two cells or more
-COMPARISONS = {"quality_verdicts", "quality_forest", "quality_forest_digits", "loss_by_quartile", "how_many_seeds"}
+COMPARISONS = {
+    *("quality_verdicts", "quality_forest", "quality_forest_digits", "quality_forest_mri"),
+    *("loss_by_quartile", "how_many_seeds"),
+}
 BESIDE_THE_UNET = {"quality_forest_scales"}  # whose cells are compared with a U-Net
 OF_HYBRID_BLOCKS = {"published_counts", "hybrid_blocks", "what_a_model_needs", "roofline"}
 REFUSED = {

@@ -95,6 +95,10 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
 SLOW_TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "lesion_sweep": lesion_tables.lesion_sweep,
     "lesion_detection": lambda: lesion_tables.lesion_detection(read_table("lesion_sweep")),
+    "brain_lesion_sweep": lambda: lesion_tables.lesion_sweep(lesion_tables.BRAIN),
+    "brain_lesion_detection": lambda: lesion_tables.lesion_detection(
+        read_table("brain_lesion_sweep"), lesion_tables.BRAIN
+    ),
     "what_a_model_uses": lesion_tables.what_a_model_uses,
 }
 
@@ -148,6 +152,7 @@ def draw_conclusions(rows: pd.DataFrame) -> plots.Chart:
 draw_bottlenecks = partial(plots.dose, x="mlp_ratio")
 draw_masks = partial(plots.dose, x="mask_rule", cost="macs")
 draw_patches = partial(plots.dose, x="patch_sizes", cost="macs")
+draw_brain_lesions = partial(plots.lesions_found, heads="slices of one average brain")
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ FIGURES: dict[str, FigureSource] = {
     "quality_forest": FigureSource(plots.forest, ("study_variants",)),
     "quality_forest_digits": FigureSource(plots.forest, ("study_digits",)),
     "quality_forest_scales": FigureSource(plots.forest, ("study_scales",)),
+    "quality_forest_mri": FigureSource(plots.forest, ("study_mri",)),
     "gain_shares": FigureSource(draw_gain_shares, ("gain_shares",)),
     "gain_by_distance": FigureSource(draw_reach, ("gain_shares",)),
     "quality_pareto": FigureSource(draw_pareto, ("study_variants", "bench_training_cpu")),
@@ -201,6 +207,7 @@ FIGURES: dict[str, FigureSource] = {
     "how_many_seeds": FigureSource(draw_conclusions, ("study_twins",)),
     "v3": FigureSource(plots.searched, ("v3", "v3_quality")),
     "lesions_found": FigureSource(plots.lesions_found, ("lesion_detection",)),
+    "brain_lesions_found": FigureSource(draw_brain_lesions, ("brain_lesion_detection",)),
     "what_a_model_needs": FigureSource(plots.what_a_model_needs, ("what_a_model_uses",)),
 }
 

@@ -38,6 +38,7 @@ DETECTORS = {
     "mean_head": "mean head",
     "similar_heads": "five nearest heads",
 }
+TASKS = {"equal": "isointense"}  # with grey matter
 UNSEEN = 0.1  # percent of the loss: less is called no change
 
 
@@ -90,16 +91,23 @@ def _uses_title(rows: pd.DataFrame) -> str:
 
 @chart
 def lesions_found(
-    rows: pd.DataFrame, *, order: Sequence[str] | None = None, palette: Mapping[str, str] | None = None
+    rows: pd.DataFrame,
+    *,
+    heads: str = "",
+    order: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
 ) -> Chart:
     """AUROC inside the head of every detector, a panel a task: all pixels of the head, and lesions' places alone.
 
-    Rows: task, detector, auroc, place_auroc. `order` names the detectors.
+    Rows: task, detector, auroc, place_auroc. `heads` says in the title what they are; `order` names the detectors.
     """
     detectors = [name for name in (order or dict.fromkeys(rows["detector"])) if name in set(rows["detector"])]
     tasks = list(dict.fromkeys(rows["task"]))
     colours = dict.fromkeys(detectors, CONTROL_COLOUR) | variant_colours(_models(detectors), palette)
-    figure = new_chart(_detection_title(rows), least=SIZE[0])
+    title = _detection_title(rows)
+    if heads:
+        title = say("{title}, in {heads}", title=title, heads=say(heads))
+    figure = new_chart(title, least=SIZE[0])
     panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
     for ax, task in zip(panels, tasks, strict=True):
         found = rows[rows["task"] == task].set_index("detector").reindex(detectors)
@@ -108,7 +116,7 @@ def lesions_found(
             ax.plot(row["auroc"], place, "o", color=colours[name], markersize=9)
             ax.plot(row["place_auroc"], place, "o", color=colours[name], markerfacecolor="white", markersize=9)
         ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
-        ax.set(title=task, xlabel="AUROC")
+        ax.set(title=TASKS.get(task, task), xlabel="AUROC")
     panels[0].set_yticks(range(len(detectors)), [_detector_title(name) for name in detectors])
     panels[0].set(ylim=(len(detectors) - 0.5, -0.5), xlim=(0.4, 1), xticks=(0.5, 0.75, 1))
     marks = [("black", "against the rest of the head"), ("white", "against the same place without it")]
@@ -135,7 +143,7 @@ def _detection_title(rows: pd.DataFrame) -> str:
         rows[chosen].groupby("task", sort=False)[["auroc", "place_auroc"]].max() for chosen in (is_model, ~is_model)
     ]
     wins = (best[0] > best[1]).all(axis=1)
-    won = [task for task, win in wins.items() if win]
+    won = [TASKS.get(task, task) for task, win in wins.items() if win]
     if not won:
         return say("On no kind of lesions a model beats all that needs no model")
     return say("Only on {tasks} lesions a model beats all that needs no model", tasks=say_list(list(map(say, won))))
