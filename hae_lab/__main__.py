@@ -119,7 +119,7 @@ def add_train(commands: Commands) -> None:
     command.add_argument(
         "--data",
         default="phantoms",
-        help="phantoms, lesions, digits, twins, scales, a FOLDER of pictures, MODULE:FUNCTION or FILE.py:FUNCTION",
+        help="phantoms, lesions, digits, twins, scales, mri, a FOLDER of pictures, MODULE:FUNCTION or FILE.py:FUNCTION",
     )
     command.add_argument(
         "--set",

@@ -24,6 +24,7 @@ from hae_lab.study.equivalence import CANNOT_TELL, EQUAL
 
 CELLS = (CONTROL, *DOCUMENT)
 OPEN_MARK = PALETTE[7]
+FRAME_IN, ROW_IN = 2.9, 0.21  # heights of what is around the rows, and of one
 
 
 @chart
@@ -38,10 +39,11 @@ def quality_verdicts(rows: pd.DataFrame, metric: str = "loss", *, palette: Mappi
     # a pair that two studies hold stands here once, with the more seeds
     rows = rows.drop_duplicates(["data", "equal", "first", "second"]).sort_index()
     require(len(rows) > 0, f"no comparison of the variants by {metric}")
-    figure = new_chart(_verdicts_title(rows), least=SIZE[0])
     rows = rows.sort_values(["data", "second", "first"], key=_places(rows["data"]), kind="stable")
     names = rows.apply(_row_name, axis=1)
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    height = max(SIZE[1], FRAME_IN + ROW_IN * len(places))
+    figure = new_chart(_verdicts_title(rows), (SIZE[0], height), least=SIZE[0])
     styles = cell_styles(CELLS, palette)
     panels = list(rows["equal"].unique())
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
