@@ -21,7 +21,7 @@ from hae_lab.plots.page import columns_that_fit, wrapped
 TWO_COLUMNS_ONLY = {
     "mask_rules", "hybrid_blocks", "slot_ladder", "attention_speed_up", "quality_verdicts", "quality_forest",
     "gain_shares", "gain_by_distance", "slot_ladder_phantoms", "lesions_found", "quality_forest_digits",
-    "quality_forest_scales", "quality_forest_mri", "brain_lesions_found",
+    "quality_forest_scales", "brain_lesions_found",
     *(f"unet_{name}" for name in plot_rows.FOUR),
 }  # fmt: skip
 TOUCH = 1.5  # points that writing may reach into the frame of other writing, which has room for accents

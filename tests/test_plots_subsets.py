@@ -20,7 +20,7 @@ OF_HYBRID_BLOCKS = {"published_counts", "hybrid_blocks", "what_a_model_needs", "
 REFUSED = {
     ("unet",): COMPARISONS | OF_HYBRID_BLOCKS,
     # its studies have controls, which are cells too
-    ("hae",): {"quality_verdicts", "how_many_seeds", "roofline"} | BESIDE_THE_UNET,
+    ("hae",): {"quality_verdicts", "quality_forest_mri", "how_many_seeds", "roofline"} | BESIDE_THE_UNET,
     ("lite",): COMPARISONS | {"roofline"} | BESIDE_THE_UNET,
     ("v2",): COMPARISONS | BESIDE_THE_UNET,
     ("hae", "v2"): BESIDE_THE_UNET,

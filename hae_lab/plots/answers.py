@@ -24,7 +24,7 @@ from hae_lab.study.equivalence import CANNOT_TELL, EQUAL
 
 CELLS = (CONTROL, *DOCUMENT)
 OPEN_MARK = PALETTE[7]
-FRAME_IN, ROW_IN = 2.9, 0.21  # heights of what is around the rows, and of one
+FRAME_IN, ROW_IN = 2.6, 0.17  # heights of what is around the rows, and of one
 
 
 @chart
