@@ -68,7 +68,7 @@ def test_no_errors_and_no_warnings_in_outputs(path):
 
 @EACH
 def test_small(path):
-    assert path.stat().st_size < 640 * 1024
+    assert path.stat().st_size < 512 * 1024
 
 
 @EACH
