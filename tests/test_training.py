@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
@@ -703,7 +705,8 @@ def test_a_bar_shows_loss_and_speed_if_asked(capfd):
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     # before 1.13 accelerate looks for the others on a CPU too, and asks where they are
-    with pytest.raises(HAELabError, match=r"of 2 processes accelerate joins 1|`MASTER_ADDR` env was not set"):
+    looks = Version(version("accelerate")) < Version("1.13")
+    with refused("`MASTER_ADDR` env was not set" if looks else "of 2 processes accelerate joins 1"):
         quick()
 
 
