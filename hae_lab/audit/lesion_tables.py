@@ -14,7 +14,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from hae_lab.audit.lessons import LESSON_VARIANTS, RECIPE, lesson_model
+from hae_lab.audit.lessons import LESSON_VARIANTS, RECIPE, lesson, lesson_model
 from hae_lab.diffusion.baselines import BASELINES
 from hae_lab.diffusion.brains import KINDS, mri
 from hae_lab.diffusion.data import ImageSet, phantoms
@@ -31,7 +31,7 @@ LEARNED = 4000  # healthy heads that a baseline looks at, as many as the models 
 SWEPT = "hae"  # the model that is swept; the others take its settings
 STARTS, GUIDANCES, WINDOWS, DRAWS = (200, 400, 600), (1.0, 3.0), (1, 3), 2
 STEPS = 10  # of the whole chain: strides of 100, since what is restored need not be a sharp sample
-USES_SIZE, USES_IMAGES = 32, 128
+USES_IMAGES = 128
 SETTINGS = {"start": float, "guidance": float}  # of a model; a baseline has gaps
 
 Settings = dict[str, float]  # start and guidance of a model; a baseline has none
@@ -68,9 +68,9 @@ def _kind_in_slices(kind: str, count: int, size: int, seed: int) -> ImageSet:
     return mri(count, size, seed, lesions=True, kinds=(kind,), split="held-out")
 
 
-PHANTOMS = Heads("lesions", 32, tuple(TASKS), GUIDANCES, phantoms, _task_on_phantoms)
+PHANTOMS = Heads("lesions", lesson(SWEPT).config.image_size, tuple(TASKS), GUIDANCES, phantoms, _task_on_phantoms)
 # these models know no labels, so that there is nothing to guide
-BRAIN = Heads("mri", 64, KINDS, (1.0,), mri, _kind_in_slices)
+BRAIN = Heads("mri", lesson(SWEPT, "mri").config.image_size, KINDS, (1.0,), mri, _kind_in_slices)
 
 
 def lesion_sweep(heads: Heads = PHANTOMS) -> pd.DataFrame:
@@ -184,7 +184,7 @@ def what_a_model_uses() -> pd.DataFrame:
 
     Columns: variant, and those of `uses`.
     """
-    _, held_out = load_data("lesions", USES_SIZE)
+    _, held_out = load_data(PHANTOMS.data, PHANTOMS.size)
     held_out = held_out.select(range(USES_IMAGES))
     frames = [uses(lesson_model(variant), held_out, RECIPE).assign(variant=variant) for variant in LESSON_VARIANTS]
     rows = pd.concat(frames, ignore_index=True).round(5)
